@@ -1,0 +1,70 @@
+"""An extend attention for the CPU engine that computes the new queries only.
+
+SGLang's `torch_native` backend pads the queries of an extend to the whole sequence, so that 16 tokens after a cached
+prefix of 900 cost what 916 tokens cost. Here the new queries alone attend to all keys under a causal mask that is
+aligned to the lower right corner: query i (of q) sees keys 0 .. kv - q + i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def extend(
+    original: Callable[..., Any],
+    backend: Any,
+    query: torch.Tensor,
+    output: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    req_to_token: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    seq_lens: torch.Tensor,
+    extend_prefix_lens: torch.Tensor,
+    extend_seq_lens: torch.Tensor,
+    encoder_lens: torch.Tensor | None = None,
+    **options: Any,
+) -> Any:
+    """Around `TorchNativeAttnBackend._run_sdpa_forward_extend`, with its arguments.
+
+    `query` and `output` are [new tokens, heads, head size] of all sequences in a row, the caches
+    [slots, kv heads, head size]. Only plain causal self-attention is taken over; the rest goes to `original`.
+    """
+    if encoder_lens is not None or not _is_plain_causal(options):
+        return original(
+            backend, query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens,
+            extend_prefix_lens, extend_seq_lens, encoder_lens, **options,
+        )  # fmt: skip
+    scale, grouped = options.get("scaling"), options.get("enable_gqa", False)
+    start = 0
+    for pool_index, length, new in zip(
+        req_pool_indices.tolist(), seq_lens.tolist(), extend_seq_lens.tolist(), strict=True
+    ):
+        slots = req_to_token[pool_index, :length]
+        # [tokens, heads, size] -> [1, heads, tokens, size]
+        queries = query[start : start + new].transpose(0, 1).unsqueeze(0)
+        keys = k_cache[slots].to(query.dtype).transpose(0, 1).unsqueeze(0)
+        values = v_cache[slots].to(query.dtype).transpose(0, 1).unsqueeze(0)
+        whole = new == length
+        mask = None if whole else torch.ones(new, length, dtype=torch.bool).tril(length - new)
+        attended = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=whole, scale=scale, enable_gqa=grouped
+        )
+        output[start : start + new] = attended.squeeze(0).transpose(0, 1)
+        start += new
+    return output
+
+
+def _is_plain_causal(options: dict[str, Any]) -> bool:
+    """Whether the call is causal self-attention without a window or options unknown to us."""
+    window = options.get("sliding_window_size")
+    return (
+        options.keys() <= {"scaling", "enable_gqa", "causal", "is_cross_attn", "sliding_window_size"}
+        and bool(options.get("causal"))
+        and not options.get("is_cross_attn")
+        and (window is None or window < 0)
+    )

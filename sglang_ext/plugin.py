@@ -1,0 +1,52 @@
+"""Entry point of the SGLang plugin (group `sglang.srt.plugins`), run once in each process of a worker."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from sglang_ext import compat, protocol, routes
+
+
+def load() -> None:
+    """Install all hooks, or end the process with the reason."""
+    try:
+        compat.check_version()
+        compat.install(hooks())
+    except Exception as error:  # noqa: BLE001 - SGLang would swallow it and serve without the extension
+        compat.fail(error)
+
+
+def hooks() -> tuple[compat.Hook, ...]:
+    """All hooks that belong into this process, in a fixed order."""
+    common = (
+        compat.Hook(
+            compat.INIT_COMMUNICATORS,
+            "after",
+            _add_routes,
+            "routes can be added once the HTTP server's module exists, which is when its manager is set up",
+        ),
+    )
+    if not compat.cpu_engine_requested():
+        return common
+    from sglang_ext.cpu.hooks import HOOKS
+
+    return (*common, *HOOKS)
+
+
+def status() -> protocol.Status:
+    facts = compat.server_facts()
+    return protocol.Status(
+        plugin_version=importlib.metadata.version("graft-moa"),
+        sglang_version=compat.sglang_version(),
+        role=facts.role,
+        device=facts.device,
+        page_size=facts.page_size,
+        sessions=False,
+        hooks=compat.hook_statuses(hooks()),
+    )
+
+
+def _add_routes(result: Any, *_args: Any, **_kwargs: Any) -> Any:
+    routes.add(compat.http_app(), status)
+    return result

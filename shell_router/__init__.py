@@ -1,0 +1,1 @@
+"""The shell router: runs trees of agents over SGLang workers and answers with OpenAI's API."""

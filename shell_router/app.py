@@ -1,0 +1,82 @@
+"""The aiohttp application: routes, errors and what lives as long as the process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+
+from shell_router.config import RouterConfig
+from shell_router.errors import RequestError, RouterError
+from shell_router.handlers import health, openai, runs
+from shell_router.handlers.keys import SERVICE
+from shell_router.service import Service, load_trees
+from shell_router.tokenizer import HubTokenizer
+from shell_router.transport.http import HttpEngine
+from shell_router.transport.resend import ResendSessions
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def build_app(service: Service, *, body_bytes: int) -> web.Application:
+    """The application around `service`; bodies larger than `body_bytes` are refused."""
+    app = web.Application(middlewares=[_tell_errors], client_max_size=body_bytes)
+    app[SERVICE] = service
+    app.add_routes(
+        [
+            web.get("/health", health.health),
+            web.get("/ready", health.ready),
+            web.get("/v1/models", openai.list_models),
+            web.post("/v1/chat/completions", openai.Chat().handle),
+            web.post("/v1/completions", openai.Completion().handle),
+            web.get("/v1/runs/{id}", runs.get_run),
+            web.get("/v1/runs/{id}/events", runs.get_events),
+        ]
+    )
+    app.on_shutdown.append(_end_runs)
+    return app
+
+
+@asynccontextmanager
+async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
+    """Yield the application for `config` with its HTTP client open. Raises `ConfigError`."""
+    trees = load_trees(config)
+    models = {model.name: model for model in config.models}
+    # Models often share a tokenizer; it is loaded once.
+    loaded = {path: HubTokenizer(path) for path in {model.tokenizer for model in config.models}}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, read_bufsize=2**20) as client:
+        engine = HttpEngine(models, config.limits, client)
+        service = Service(
+            trees=trees,
+            models=models,
+            tokenizers={name: loaded[model.tokenizer] for name, model in models.items()},
+            engine=engine,
+            sessions=ResendSessions(engine),
+            finished_runs=config.limits.finished_runs,
+        )
+        yield build_app(service, body_bytes=config.limits.body_bytes)
+
+
+async def _end_runs(app: web.Application) -> None:
+    await app[SERVICE].close()
+
+
+@web.middleware
+async def _tell_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors in OpenAI's form, whoever raises them."""
+    try:
+        return await handler(request)
+    except RouterError as error:
+        return web.json_response(error.body(), status=error.status)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        told = RequestError(f"{request.method} {request.path}: {error.reason}")
+        return web.json_response(told.body(), status=error.status, headers=_kept(error))
+
+
+def _kept(error: web.HTTPException) -> dict[str, str]:
+    return {name: error.headers[name] for name in ("Allow",) if name in error.headers}

@@ -1,0 +1,90 @@
+"""Configuration of one shell router process, as the launcher (or a person) writes it to JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from shell_router.core.tree import Tree, TreeConfig, TreeError, build_tree
+
+T = TypeVar("T")
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class ConfigError(ValueError):
+    """A configuration file is wrong. The message names the file and the place in it."""
+
+
+class PairConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base URLs of a prefill worker and the decode worker it feeds, for what must bypass sglang-router (aborts)."""
+
+    prefill: str
+    decode: str
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A served model: where its requests go and what its prompts look like."""
+
+    name: Name
+    """The name trees refer to."""
+    tokenizer: str
+    """Directory or hub id that holds `tokenizer.json` and the chat template."""
+    router_url: str
+    """Base URL of the sglang-router in front of this model's pairs."""
+    pairs: tuple[PairConfig, ...]
+    context_length: PositiveInt
+    """Prompt and answer together may not be longer, tokens."""
+    page_size: PositiveInt = 16
+    """Tokens of a KV page on the workers; appended chunks are whole pages."""
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds that keep one router process healthy."""
+
+    body_bytes: PositiveInt = 4 * 1024 * 1024
+    """Largest request body."""
+    finished_runs: PositiveInt = 256
+    """Finished run records kept in memory, the oldest are dropped first."""
+    connect_timeout_s: PositiveFloat = 10.0
+    """For a connection to a worker or sglang-router."""
+    idle_timeout_s: PositiveFloat = 600.0
+    """Longest silence of a streaming request to an engine."""
+
+
+class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One shell router process."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """0 takes a free port; the process prints its URL when it listens."""
+    models: tuple[ModelConfig, ...]
+    trees: tuple[str, ...]
+    """Paths of tree JSON files, each served as a model of the OpenAI API."""
+    limits: LimitsConfig = LimitsConfig()
+
+
+def load_json(path: Path, kind: type[T]) -> T:
+    """Decode the JSON file at `path` as `kind`. Raises `ConfigError` naming the file and the JSON path."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def load_tree(path: Path) -> Tree:
+    """Read and check the tree at `path`. Raises `ConfigError` naming the file and the JSON path."""
+    try:
+        return build_tree(load_json(path, TreeConfig))
+    except TreeError as error:
+        raise ConfigError(f"{path}: {error}") from error

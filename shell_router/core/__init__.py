@@ -1,0 +1,1 @@
+"""The pure core: trees, prompts, answers and the plan of a run. No I/O, no clock, no asyncio."""

@@ -1,0 +1,79 @@
+"""The router's errors, as a tree.
+
+RouterError                    something a client is told, in OpenAI's error form
+├── RequestError               the request cannot be served as it is (4xx; no retry helps)
+│   ├── UnknownTree            404
+│   ├── UnknownRun             404
+│   └── PromptTooLong          400, `context_length_exceeded`
+├── EngineError                a worker or sglang-router failed (502; a retry may help)
+│   └── EngineUnreachable      no connection (503)
+└── RunFailed                  an agent of a run failed (502); names the agent
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RouterError(Exception):
+    """Base of all errors a client is told."""
+
+    status = 500
+    kind = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class RequestError(RouterError):
+    """The client's request is wrong; `param` names the field."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class UnknownTree(RequestError):
+    """`model` names no tree."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class UnknownRun(RequestError):
+    """There is no run with this id, or its record has been dropped."""
+
+    status = 404
+    code = "run_not_found"
+
+
+class PromptTooLong(RequestError):
+    """An agent's prompt and answer could be longer than its model's context."""
+
+    code = "context_length_exceeded"
+
+
+class EngineError(RouterError):
+    """A worker or sglang-router answered with an error or broke off."""
+
+    status = 502
+    kind = "engine_error"
+
+
+class EngineUnreachable(EngineError):
+    """No connection to a worker or sglang-router."""
+
+    status = 503
+
+
+class RunFailed(RouterError):
+    """A run did not end well; the message names the agent and the cause."""
+
+    status = 502
+    kind = "run_failed"

@@ -1,0 +1,178 @@
+"""Turns requests into runs: looks up the tree, compiles the prompts, checks the bounds, keeps the records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from shell_router.config import ConfigError, ModelConfig, RouterConfig, load_tree
+from shell_router.core.plan import ChunkPolicy, Plan
+from shell_router.core.prompt import ChatTokenizer, Message, Segment, compile_prompt, prompt_bound
+from shell_router.core.tree import Sampling, Tree
+from shell_router.errors import PromptTooLong, UnknownRun, UnknownTree
+from shell_router.record import Mode, RunRecord
+from shell_router.run import Run, RunHead
+from shell_router.transport.base import Engine, SessionFactory
+
+logger = logging.getLogger(__name__)
+
+_SEED_SPACE = 2**31
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A question for a tree. `root_sampling` and `stop` are for the root, whose answer the client reads."""
+
+    tree: str
+    conversation: tuple[Message, ...]
+    """The last message is the question."""
+    mode: Mode = "spliced"
+    chunks: ChunkPolicy = ChunkPolicy()
+    seed: int = 0
+    root_sampling: dict[str, int | float] = {}
+    """Fields of `Sampling` that replace the root's own."""
+    stop: tuple[str, ...] = ()
+
+
+class Service:
+    """The trees this router serves and the runs it has started."""
+
+    def __init__(
+        self,
+        *,
+        trees: Sequence[Tree],
+        models: Mapping[str, ModelConfig],
+        tokenizers: Mapping[str, ChatTokenizer],
+        engine: Engine,
+        sessions: SessionFactory,
+        finished_runs: int,
+    ) -> None:
+        """`tokenizers` has one for each model; `finished_runs` bounds the records kept."""
+        self.trees = {tree.name: tree for tree in trees}
+        self._models = models
+        self._tokenizers = tokenizers
+        self._engine = engine
+        self._sessions = sessions
+        self._finished_limit = finished_runs
+        self._running: dict[str, tuple[Run, asyncio.Task[None]]] = {}
+        self._finished: OrderedDict[str, Run] = OrderedDict()
+
+    def start(self, request: RunRequest) -> Run:
+        """Start a run. Raises `UnknownTree` or `PromptTooLong` before anything is sent to an engine."""
+        tree = self.trees.get(request.tree)
+        if tree is None:
+            raise UnknownTree(
+                f"there is no tree {request.tree!r}; this router serves {', '.join(sorted(self.trees))}", param="model"
+            )
+        segments = {
+            agent.id: compile_prompt(agent, request.conversation, self._tokenizers[agent.model])
+            for agent in tree.agents
+        }
+        sampling = {agent.id: agent.sampling for agent in tree.agents}
+        sampling[tree.root.id] = msgspec.structs.replace(tree.root.sampling, **request.root_sampling)
+        self._check_length(tree, segments, sampling)
+
+        run_id = f"run-{uuid.uuid4().hex}"
+        plan = Plan(
+            tree,
+            segments,
+            mode=request.mode,
+            page_sizes={name: model.page_size for name, model in self._models.items()},
+            chunks=request.chunks,
+        )
+        sessions = {
+            agent.id: self._sessions(
+                session_id=f"{run_id}-{agent.id}",
+                model=agent.model,
+                sampling=sampling[agent.id],
+                # Each agent draws differently, and the same in each run with the same seed.
+                seed=(request.seed + position) % _SEED_SPACE,
+                stop=request.stop if agent is tree.root else (),
+            )
+            for position, agent in enumerate(tree.agents)
+        }
+        head = RunHead(
+            id=run_id,
+            mode=request.mode,
+            seed=request.seed,
+            created=time.time(),
+            question=request.conversation[-1].content,
+        )
+        run = Run(head, plan, sessions)
+        task = asyncio.create_task(run.execute(), name=run_id)
+        self._running[run_id] = (run, task)
+        task.add_done_callback(lambda done: self._retire(run_id, done))
+        return run
+
+    def run(self, run_id: str) -> Run:
+        """A running or finished run. Raises `UnknownRun`."""
+        if run_id in self._running:
+            return self._running[run_id][0]
+        if run_id in self._finished:
+            return self._finished[run_id]
+        raise UnknownRun(f"there is no run {run_id!r} (records of finished runs are dropped, the oldest first)")
+
+    def record(self, run_id: str) -> RunRecord:
+        return self.run(run_id).record()
+
+    async def cancel(self, run: Run, reason: str) -> None:
+        """End `run` now and return when its engines are free. Harmless when it is over."""
+        entry = self._running.get(run.head.id)
+        if entry is not None:
+            run.cancel(reason)
+            await asyncio.shield(asyncio.wait([entry[1]]))
+
+    async def close(self) -> None:
+        """End all runs."""
+        await asyncio.gather(*(self.cancel(run, "the router is shutting down") for run, _ in self._running.values()))
+
+    async def check_ready(self) -> None:
+        """Return when all models can serve, else raise `EngineError`."""
+        used = {model for tree in self.trees.values() for model in tree.models}
+        await asyncio.gather(*(self._engine.check_ready(model) for model in sorted(used)))
+
+    def _retire(self, run_id: str, task: asyncio.Task[None]) -> None:
+        run, _ = self._running.pop(run_id)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("run %s broke off", run_id, exc_info=error)
+        self._finished[run_id] = run
+        while len(self._finished) > self._finished_limit:
+            self._finished.popitem(last=False)
+
+    def _check_length(
+        self, tree: Tree, segments: Mapping[str, Sequence[Segment]], sampling: Mapping[str, Sampling]
+    ) -> None:
+        """Refuse what could outgrow a context in the middle of a run."""
+        answers = {agent_id: each.max_new_tokens for agent_id, each in sampling.items()}
+        for agent in tree.agents:
+            prompt, limit = prompt_bound(segments[agent.id], answers), self._models[agent.model].context_length
+            if prompt + answers[agent.id] > limit:
+                raise PromptTooLong(
+                    f"agent {agent.id!r} could need {prompt + answers[agent.id]} tokens ({prompt} of prompt with the "
+                    f"answers it reads, {answers[agent.id]} of its own); model {agent.model!r} takes {limit}",
+                    param="messages",
+                )
+
+
+def load_trees(config: RouterConfig) -> tuple[Tree, ...]:
+    """The trees of `config`. Raises `ConfigError` for a tree that is wrong, served twice or of an unknown model."""
+    models = {model.name for model in config.models}
+    trees: dict[str, Tree] = {}
+    for path in config.trees:
+        tree = load_tree(Path(path))
+        if tree.name in trees:
+            raise ConfigError(f"{path}: $.name: there are two trees {tree.name!r}")
+        for agent in tree.agents:
+            if agent.model not in models:
+                raise ConfigError(
+                    f"{path}: agent {agent.id!r} wants model {agent.model!r}; this cluster serves "
+                    f"{', '.join(sorted(models))}"
+                )
+        trees[tree.name] = tree
+    return tuple(trees.values())

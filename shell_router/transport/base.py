@@ -1,0 +1,78 @@
+"""The seam between runs and engines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from shell_router.core.tree import Sampling
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One plain request. `request_id` is unique and what `abort` takes; `stop` strings end the answer."""
+
+    request_id: str
+    model: str
+    input_ids: Sequence[int]
+    sampling: Sampling
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How an answer ended, with the engine's token counts."""
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Some new tokens of an answer. `ids` and `logprobs` (nats) leave out the token that ends it.
+
+    The last delta has `finish`; a stream that ends without one is broken and raises.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: Finish | None = None
+
+
+class Engine(Protocol):
+    """A set of models behind requests of token ids. Errors are `EngineError`s."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
+        """Answer `request`, as tokens are decoded."""
+
+    async def abort(self, model: str, request_id: str) -> None:
+        """Stop a request wherever it is and free what it holds. Harmless when it has ended or never was."""
+
+    async def check_ready(self, model: str) -> None:
+        """Return when `model` can serve requests now, else raise `EngineError`."""
+
+
+class PrefillSession(Protocol):
+    """A prompt that is still being written, for one agent of one run."""
+
+    async def append(self, ids: Sequence[int]) -> None:
+        """Prefill `ids` after all earlier ones; returns when their KV is there."""
+
+    def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+        """Prefill the rest of the prompt and answer. Without an append before it, this is one plain request."""
+
+    async def close(self) -> None:
+        """Stop whatever the session runs and free what it holds. Harmless after the answer has ended."""
+
+
+class SessionFactory(Protocol):
+    """Makes the session that a run uses for an agent."""
+
+    def __call__(
+        self, *, session_id: str, model: str, sampling: Sampling, seed: int | None, stop: tuple[str, ...]
+    ) -> PrefillSession: ...

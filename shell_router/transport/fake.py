@@ -1,0 +1,71 @@
+"""A fake engine: the seam's other implementation, in process, instant or held back by gates.
+
+Its answers are a pure function of the prompt's ids, so that two runs with the same prompts answer alike, and it keeps
+an account of every request, so that a test can see what was sent, what was aborted and what is still held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from shell_router.errors import EngineError
+from shell_router.transport.base import Delta, Finish, GenerateRequest
+
+Gate = Callable[[GenerateRequest, int], asyncio.Event | None]
+
+
+@dataclass
+class FakeEngine:
+    """`gate(request, position)` may return an event that the token at `position` waits for.
+
+    `fail_at(request)` may return the position at which the answer breaks with an `EngineError`.
+    """
+
+    vocabulary: int = 1000
+    gate: Gate = lambda request, position: None
+    fail_at: Callable[[GenerateRequest], int | None] = lambda request: None
+    requests: list[GenerateRequest] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    aborted: list[str] = field(default_factory=list)
+    ready: bool = True
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
+        self.requests.append(request)
+        self.running.add(request.request_id)
+        answer = fake_answer(request.input_ids, request.sampling.max_new_tokens, self.vocabulary)
+        breaks = self.fail_at(request)
+        for position, token in enumerate(answer):
+            if breaks == position:
+                self.running.discard(request.request_id)
+                raise EngineError("the fake engine was told to fail")
+            if (event := self.gate(request, position)) is not None:
+                await event.wait()
+            else:
+                await asyncio.sleep(0)
+            last = position == len(answer) - 1
+            finish = None
+            if last:
+                self.running.discard(request.request_id)
+                finish = Finish("length", len(request.input_ids), len(answer), 0)
+            yield Delta((token,), (-0.5,), f" {token}", finish)
+
+    async def abort(self, model: str, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self.running.discard(request_id)
+
+    async def check_ready(self, model: str) -> None:
+        if not self.ready:
+            raise EngineError(f"model {model!r} is not ready")
+
+
+def fake_answer(input_ids: Sequence[int], max_new_tokens: int, vocabulary: int) -> list[int]:
+    """The fake's answer: between half of and all of `max_new_tokens` ids below `vocabulary`, drawn from a hash of the prompt."""
+    digest = hashlib.sha256(repr(tuple(input_ids)).encode()).digest()
+    length = max_new_tokens - int.from_bytes(digest[:4], "big") % (max_new_tokens // 2 + 1)
+    return [
+        int.from_bytes(hashlib.sha256(digest + bytes([i % 256, i // 256])).digest()[:4], "big") % vocabulary
+        for i in range(length)
+    ]

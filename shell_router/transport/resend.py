@@ -1,0 +1,82 @@
+"""Incremental prefill with nothing but stock requests: each append sends the whole prompt so far ("resend").
+
+The engine's prefix caches then hold it, and the request that follows computes only what is new. It works on an
+unmodified SGLang, and pays for it: each append resends every token, samples one, passes through the decode worker,
+and nothing keeps the KV from being evicted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from shell_router.core.tree import Sampling
+from shell_router.transport.base import Delta, Engine, GenerateRequest
+
+_PROBE = Sampling(max_new_tokens=1, temperature=0)
+
+
+class ResendSession:
+    """A `PrefillSession` over plain requests."""
+
+    def __init__(self, engine: Engine, answer: GenerateRequest) -> None:
+        """`answer` is the request to commit; its `input_ids` are set then."""
+        self._engine = engine
+        self._answer = answer
+        self._ids: list[int] = []
+        self._appends = 0
+        # The commit waits for an append in flight: until that ends, the cache cannot serve what it computes.
+        self._turn = asyncio.Lock()
+        self._running: str | None = None
+
+    async def append(self, ids: Sequence[int]) -> None:
+        async with self._turn:
+            self._ids.extend(ids)
+            self._appends += 1
+            probe = dataclasses.replace(
+                self._answer,
+                request_id=f"{self._answer.request_id}-append{self._appends}",
+                input_ids=tuple(self._ids),
+                sampling=_PROBE,
+                stop=(),
+            )
+            async with aclosing(self._run(probe)) as deltas:
+                async for _ in deltas:
+                    pass
+
+    async def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+        async with self._turn:
+            self._ids.extend(ids)
+            answer = dataclasses.replace(self._answer, input_ids=tuple(self._ids))
+            async with aclosing(self._run(answer)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def close(self) -> None:
+        if self._running is not None:
+            await self._engine.abort(self._answer.model, self._running)
+
+    async def _run(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
+        """Pass `request` on; while it runs, and after it broke off, `close` aborts it."""
+        self._running = request.request_id
+        async with aclosing(self._engine.generate(request)) as deltas:
+            async for delta in deltas:
+                yield delta
+        self._running = None
+
+
+class ResendSessions:
+    """Makes `ResendSession`s on one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __call__(
+        self, *, session_id: str, model: str, sampling: Sampling, seed: int | None, stop: tuple[str, ...]
+    ) -> ResendSession:
+        return ResendSession(
+            self._engine,
+            GenerateRequest(request_id=session_id, model=model, input_ids=(), sampling=sampling, seed=seed, stop=stop),
+        )

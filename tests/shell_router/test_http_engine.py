@@ -1,0 +1,178 @@
+"""The HTTP engine against a small SGLang: what is sent, what is read, and every way a stream can break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from shell_router.config import LimitsConfig, ModelConfig, PairConfig
+from shell_router.core.tree import Sampling
+from shell_router.errors import EngineError, EngineUnreachable
+from shell_router.transport.base import Delta, Finish, GenerateRequest
+from shell_router.transport.http import HttpEngine
+from tests.shell_router.fake_sglang import FakeSglang, Script, chunk, send
+
+REQUEST = GenerateRequest("rid-1", "m", (1, 2, 3), Sampling(max_new_tokens=8, temperature=0), seed=7, stop=("END",))
+
+
+@asynccontextmanager
+async def engine_for(url: str, limits: LimitsConfig | None = None) -> AsyncIterator[HttpEngine]:
+    model = ModelConfig(
+        name="m", tokenizer="-", router_url=url, pairs=(PairConfig(prefill=url, decode=url),), context_length=100
+    )
+    async with aiohttp.ClientSession() as client:
+        yield HttpEngine({"m": model}, limits or LimitsConfig(), client)
+
+
+async def answer(script: Script) -> list[Delta]:
+    async with FakeSglang(script) as sglang, engine_for(sglang.url) as engine:
+        return [delta async for delta in engine.generate(REQUEST)]
+
+
+async def _normal(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+    await send(response, chunk([10], " ten"))
+    await send(response, chunk([11, 99], " eleven", {"type": "stop", "matched": 99}))
+    await response.write(b"data: [DONE]\n\n")
+
+
+async def test_deltas_leave_out_the_token_that_ends_the_answer() -> None:
+    assert await answer(_normal) == [
+        Delta((10,), (-0.25,), " ten"),
+        Delta((11,), (-0.25,), " eleven", Finish("stop", 5, 2, 2)),
+    ]
+
+
+async def test_an_answer_cut_by_length_keeps_all_tokens() -> None:
+    async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        await send(response, chunk([10, 11], " ten", {"type": "length", "length": 2}))
+
+    (delta,) = await answer(script)
+    assert delta.ids == (10, 11)
+
+
+async def test_what_is_sent() -> None:
+    async with FakeSglang(_normal) as sglang, engine_for(sglang.url) as engine:
+        async for _ in engine.generate(REQUEST):
+            pass
+        (body,) = sglang.requests
+    assert body["rid"] == "rid-1"
+    assert body["input_ids"] == [1, 2, 3]
+    assert body["stream"] is True
+    assert body["return_logprob"] is True
+    assert body["sampling_params"] == {
+        "max_new_tokens": 8, "temperature": 0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+        "sampling_seed": 7, "stop": ["END"],
+    }  # fmt: skip
+
+
+async def _error_event(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+    await send(response, {"error": {"message": "too long", "type": "invalid_request_error", "code": 400}})
+
+
+async def _breaks_off(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+    await send(response, chunk([10], " ten"))
+
+
+async def _aborted(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+    await send(response, chunk([10], " ten", {"type": "abort", "message": "Aborted"}))
+
+
+async def _not_json(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+    await response.write(b"data: nonsense\n\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (_error_event, "too long"),
+        (_breaks_off, "ended its stream before the answer was finished"),
+        (_aborted, "ended the answer with 'abort': Aborted"),
+        (_not_json, "cannot be read"),
+    ],
+)
+async def test_a_broken_stream_never_looks_like_an_answer(script: Script, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        await answer(script)
+
+
+async def test_a_cut_connection_is_an_engine_error() -> None:
+    async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        await send(response, chunk([10], " ten"))
+        assert response._req is not None
+        assert response._req.transport is not None
+        response._req.transport.abort()
+
+    with pytest.raises(EngineError, match="broke off"):
+        await answer(script)
+
+
+async def test_an_error_status_tells_its_reason() -> None:
+    async with FakeSglang(_normal) as sglang, engine_for(f"{sglang.url}/nowhere") as engine:
+        with pytest.raises(EngineError, match="answered 404"):
+            await anext(engine.generate(REQUEST))
+
+
+async def test_no_connection(unused_tcp_port: int) -> None:
+    async with engine_for(f"http://127.0.0.1:{unused_tcp_port}") as engine:
+        with pytest.raises(EngineUnreachable, match="cannot be reached"):
+            await anext(engine.generate(REQUEST))
+        with pytest.raises(EngineUnreachable, match="model 'm'"):
+            await engine.check_ready("m")
+
+
+async def test_silence_is_bounded() -> None:
+    async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        await send(response, chunk([10], " ten"))
+        await asyncio.Event().wait()
+
+    async with FakeSglang(script) as sglang, engine_for(sglang.url, LimitsConfig(idle_timeout_s=0.2)) as engine:
+        deltas = engine.generate(REQUEST)
+        assert (await anext(deltas)).ids == (10,)
+        with pytest.raises(EngineError, match="broke off"):
+            await anext(deltas)
+
+
+async def test_tokens_arrive_while_the_answer_goes_on() -> None:
+    gate = asyncio.Event()
+
+    async def script(response: web.StreamResponse, body: dict[str, Any]) -> None:
+        await send(response, chunk([10], " ten"))
+        await gate.wait()
+        await _normal(response, body)
+
+    async with FakeSglang(script) as sglang, engine_for(sglang.url) as engine:
+        deltas = engine.generate(REQUEST)
+        assert (await anext(deltas)).ids == (10,), "the first token is here while the engine is held at the gate"
+        gate.set()
+        assert len([delta async for delta in deltas]) == 2
+
+
+async def test_leaving_a_stream_closes_its_connection() -> None:
+    async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        await send(response, chunk([10], " ten"))
+        await asyncio.Event().wait()
+
+    async with FakeSglang(script) as sglang, engine_for(sglang.url) as engine:
+        async with aclosing(engine.generate(REQUEST)) as deltas:
+            await anext(deltas)
+        await asyncio.wait_for(sglang.disconnected.wait(), 10)
+
+
+async def test_abort_goes_to_both_workers_of_every_pair() -> None:
+    async with FakeSglang(_normal) as sglang, engine_for(sglang.url) as engine:
+        await engine.abort("m", "rid-1")
+        assert sglang.aborted == ["rid-1", "rid-1"]
+
+
+async def test_readiness() -> None:
+    async with FakeSglang(_normal) as sglang, engine_for(sglang.url) as engine:
+        await engine.check_ready("m")
+        sglang.ready = False
+        with pytest.raises(EngineError, match="answered 503"):
+            await engine.check_ready("m")
