@@ -30,6 +30,7 @@ class FakeEngine:
     requests: list[GenerateRequest] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
+    any_aborted: asyncio.Event = field(default_factory=asyncio.Event)
     ready: bool = True
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
@@ -55,6 +56,7 @@ class FakeEngine:
     async def abort(self, model: str, request_id: str) -> None:
         self.aborted.append(request_id)
         self.running.discard(request_id)
+        self.any_aborted.set()
 
     async def check_ready(self, model: str) -> None:
         if not self.ready:
@@ -62,7 +64,7 @@ class FakeEngine:
 
 
 def fake_answer(input_ids: Sequence[int], max_new_tokens: int, vocabulary: int) -> list[int]:
-    """The fake's answer: between half of and all of `max_new_tokens` ids below `vocabulary`, drawn from a hash of the prompt."""
+    """Between half of and all of `max_new_tokens` ids below `vocabulary`, drawn from a hash of the prompt."""
     digest = hashlib.sha256(repr(tuple(input_ids)).encode()).digest()
     length = max_new_tokens - int.from_bytes(digest[:4], "big") % (max_new_tokens // 2 + 1)
     return [

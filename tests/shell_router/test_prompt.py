@@ -81,7 +81,8 @@ def test_any_interleaving_gives_the_whole_prompt_once_and_in_order(
 ) -> None:
     parts, answers = case
     expected = [token for part in parts for token in (part.ids if isinstance(part, Static) else answers[part.agent])]
-    cache, prompt, sent = AgentPromptCache(SLOTS), Prompt(parts), []
+    cache, prompt = AgentPromptCache(SLOTS), Prompt(parts)
+    sent: list[int] = []
     pending = {slot: list(ids) for slot, ids in answers.items()}
     while pending:
         slot = data.draw(st.sampled_from(sorted(pending)))

@@ -1,0 +1,1 @@
+"""Experiments: HTTP clients that compare the modes of the shell router on the same workers."""
