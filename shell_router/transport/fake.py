@@ -36,7 +36,8 @@ class FakeEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         self.requests.append(request)
         self.running.add(request.request_id)
-        answer = fake_answer(request.input_ids, request.sampling.max_new_tokens, self.vocabulary)
+        limit = request.sampling.max_new_tokens
+        answer = fake_answer(request.input_ids, limit, self.vocabulary)
         breaks = self.fail_at(request)
         for position, token in enumerate(answer):
             if breaks == position:
@@ -46,11 +47,14 @@ class FakeEngine:
                 await event.wait()
             else:
                 await asyncio.sleep(0)
-            last = position == len(answer) - 1
+            if request.request_id not in self.running:
+                raise EngineError("the request was aborted")
             finish = None
-            if last:
+            if position == len(answer) - 1:
                 self.running.discard(request.request_id)
-                finish = Finish("length", len(request.input_ids), len(answer), 0)
+                # As on a real engine, the token that ends an answer is counted and not given.
+                cut = len(answer) == limit
+                finish = Finish("length" if cut else "stop", len(request.input_ids), len(answer) + (not cut), 0)
             yield Delta((token,), (-0.5,), f" {token}", finish)
 
     async def abort(self, model: str, request_id: str) -> None:

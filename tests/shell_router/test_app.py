@@ -63,7 +63,7 @@ async def test_chat_completion(api: Api) -> None:
     assert body["object"] == "chat.completion"
     (choice,) = body["choices"]
     assert choice["message"]["role"] == "assistant"
-    assert choice["finish_reason"] == "length"
+    assert choice["finish_reason"] == "stop"
     status, run = await api.get(f"/v1/runs/{body['id']}")
     assert status == 200
     record = msgspec.convert(run, RunRecord)
@@ -90,7 +90,7 @@ async def test_streams_with_the_openai_client(api: Api) -> None:
                 reasons.append(choice.finish_reason)
             usage = chunk.usage or usage
         assert text == whole.choices[0].message.content
-        assert [reason for reason in reasons if reason] == ["length"]
+        assert [reason for reason in reasons if reason] == ["stop"]
         assert usage == whole.usage
 
         completion = await client.completions.create(model="t", prompt="why?")
@@ -116,7 +116,7 @@ async def test_text_streams_while_the_root_is_held(api: Api) -> None:
         hold.set()
         rest = [event async for event in stream]
     assert rest[-1] is None
-    assert rest[-2]["choices"][0]["finish_reason"] == "length"
+    assert rest[-2]["choices"][0]["finish_reason"] == "stop"
 
 
 async def test_live_event_log(api: Api) -> None:

@@ -1,0 +1,89 @@
+"""Trees on real workers: both modes, the API, and that a client that leaves takes its requests along."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import msgspec
+import openai
+import pytest
+
+from launch.cluster import Cluster
+from shell_router.record import Mode, RunRecord
+
+pytestmark = pytest.mark.engine
+
+QUESTION = "A shop sells pens at 3 dollars and books at 8 dollars. What do 4 pens and 2 books cost?"
+
+
+def chat(tree: str, mode: Mode, **fields: Any) -> dict[str, Any]:
+    return {"model": tree, "messages": [{"role": "user", "content": QUESTION}], "graft": {"mode": mode}, **fields}
+
+
+async def run_tree(cluster: Cluster, tree: str, mode: Mode) -> RunRecord:
+    """One run on empty caches."""
+    await asyncio.to_thread(cluster.flush_caches)
+    async with aiohttp.ClientSession(raise_for_status=True) as client:
+        async with client.post(f"{cluster.url}/v1/chat/completions", json=chat(tree, mode)) as reply:
+            answer = await reply.json()
+        async with client.get(f"{cluster.url}/v1/runs/{answer['id']}") as reply:
+            record = msgspec.json.decode(await reply.read(), type=RunRecord)
+    assert record.state == "done"
+    assert answer["choices"][0]["message"]["content"] == record.agents[-1].text
+    return record
+
+
+@pytest.mark.parametrize("tree", ["chain_2", "tree_3_1", "tree_9_3_1"])
+async def test_spliced_gives_the_greedy_answers_of_blocking(tiny_cluster: Cluster, tree: str) -> None:
+    blocking = await run_tree(tiny_cluster, tree, "blocking")
+    spliced = await run_tree(tiny_cluster, tree, "spliced")
+    for one, other in zip(blocking.agents, spliced.agents, strict=True):
+        assert one.id == other.id
+        assert one.prompt_ids == other.prompt_ids
+        assert one.output_ids == other.output_ids
+    assert not any(agent.chunks for agent in blocking.agents)
+    root = spliced.agents[-1]
+    assert root.chunks, "the root's prompt was prefilled while its precursors decoded"
+    assert all(chunk.tokens % 16 == 0 for chunk in root.chunks)
+    assert root.cached_tokens >= root.hidden_prefill_tokens > 0, "what was prefilled early was not computed again"
+    assert root.prompt_tokens == len(root.prompt_ids)
+
+
+async def test_a_self_moa_tree_samples_different_answers(tiny_cluster: Cluster) -> None:
+    record = await run_tree(tiny_cluster, "self_moa_3_1", "spliced")
+    assert len({agent.prompt_ids for agent in record.agents[:3]}) == 1
+    assert len({agent.output_ids for agent in record.agents[:3]}) > 1
+
+
+async def test_the_openai_client_streams_from_real_workers(tiny_cluster: Cluster) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{tiny_cluster.url}/v1", api_key="-", max_retries=0) as client:
+        stream = await client.chat.completions.create(
+            model="chain_2", messages=[{"role": "user", "content": QUESTION}], stream=True, max_tokens=8
+        )
+        pieces = [chunk.choices[0].delta.content async for chunk in stream]
+    assert sum(1 for piece in pieces if piece) > 2, "the answer came in pieces"
+
+
+async def test_a_prompt_over_the_context_is_refused_before_anything_starts(tiny_cluster: Cluster) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{tiny_cluster.url}/v1", api_key="-", max_retries=0) as client:
+        with pytest.raises(openai.BadRequestError, match="agent 'draft' could need") as caught:
+            await client.chat.completions.create(model="chain_2", messages=[{"role": "user", "content": "why " * 9000}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_frees_the_workers(tiny_cluster: Cluster, stream: bool) -> None:
+    async with aiohttp.ClientSession() as client:
+        # Long answers: without the abort they would keep the workers busy for minutes.
+        request = client.post(
+            f"{tiny_cluster.url}/v1/chat/completions",
+            json=chat("chain_2", "spliced", stream=stream, max_tokens=3000),
+            timeout=aiohttp.ClientTimeout(total=3),
+        )
+        with pytest.raises(TimeoutError):
+            async with request as reply:
+                await reply.read()
+    # A worker flushes its cache only when no request is left on it.
+    await asyncio.to_thread(tiny_cluster.flush_caches, 15.0)

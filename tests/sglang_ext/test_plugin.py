@@ -1,0 +1,56 @@
+"""The plugin: which hooks belong where, and that what does not fit ends the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from sglang_ext import compat, plugin, protocol
+
+
+def test_cpu_hooks_are_for_cpu_engines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    assert [hook.target for hook in plugin.hooks()] == [compat.INIT_COMMUNICATORS]
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    assert {compat.NIXL_MANAGER_INIT, compat.TORCH_NATIVE_EXTEND} < {hook.target for hook in plugin.hooks()}
+
+
+def test_another_sglang_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "SUPPORTED_SGLANG", ("9.9.9",))
+    with pytest.raises(SystemExit, match=r"sglang 0\.5\.23 is installed; this extension supports 9\.9\.9"):
+        plugin.load()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("sglang.srt.plugins.nothing.here", "is missing"), ("sglang.srt.plugins.GENERAL_PLUGINS_GROUP", "not callable")],
+)
+def test_a_hook_without_its_target_ends_the_process(monkeypatch: pytest.MonkeyPatch, target: str, message: str) -> None:
+    hook = compat.Hook(target, "after", lambda result: result, "a reason")
+    monkeypatch.setattr(plugin, "hooks", lambda: (hook,))
+    with pytest.raises(SystemExit, match=f"hook target {target}.* {message}|hook target {target} is {message}"):
+        plugin.load()
+
+
+def test_a_failing_plugin_stops_sglang_itself() -> None:
+    """SGLang's loader swallows exceptions; ours must get through it."""
+    code = (
+        "from sglang_ext.cpu import fallbacks; fallbacks.install()\n"
+        "from sglang_ext import compat; compat.SUPPORTED_SGLANG = ()\n"
+        "from sglang.srt.plugins import load_plugins; load_plugins(); print('served without the extension')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "graft: the SGLang extension cannot run here" in done.stderr
+    assert "served without" not in done.stdout
+
+
+def test_status_names_hooks_that_are_not_in_force() -> None:
+    hook = protocol.HookStatus(target="a.b", reason="r", applied=False)
+    status = protocol.Status(
+        plugin_version="1", sglang_version="2", role="prefill", device="cpu", page_size=16, sessions=False,
+        hooks=(hook, protocol.HookStatus(target="c.d", reason="r", applied=True)),
+    )  # fmt: skip
+    assert status.missing() == ("a.b",)

@@ -1,0 +1,26 @@
+"""Who may import whom: the contracts in pyproject.toml hold, and the light parts are light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_import_contracts_hold() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", ["shell_router.app", "launch.cli", "experiments.run", "sglang_ext.protocol"])
+def test_neither_torch_nor_sglang_is_loaded(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'sglang'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
