@@ -81,7 +81,7 @@ def _call(dtype: torch.dtype, shapes: list[tuple[int, int]]) -> tuple[tuple[Any,
     caches = [torch.randn(slots, kv_heads, size, generator=generator).to(dtype) for _ in range(2)]
     arguments = (
         query, torch.empty_like(query), *caches, rows, torch.arange(1, len(shapes) + 1), lengths,
-        torch.tensor([prefix for prefix, _ in shapes]), torch.tensor([new for _, new in shapes]),
+        torch.tensor([prefix for prefix, _ in shapes]), torch.tensor([new for _, new in shapes]), None,
     )  # fmt: skip
     return arguments, {"scaling": size**-0.5, "enable_gqa": True, "causal": True, "is_cross_attn": False}
 
@@ -94,13 +94,13 @@ SHAPES = [[(0, 7)], [(33, 1)], [(100, 16)], [(0, 5), (64, 16), (17, 3), (0, 1)]]
 def test_extend_equals_the_stock_one(dtype: torch.dtype, tolerance: float, shapes: list[tuple[int, int]]) -> None:
     stock = TorchNativeAttnBackend._run_sdpa_forward_extend
     arguments, options = _call(dtype, shapes)
-    expected = stock(None, *arguments, None, **options).clone()
+    expected = stock(None, *arguments, **options).clone()
     arguments[1].fill_(float("nan"))
 
     def not_called(*_: Any, **__: Any) -> Any:
         raise AssertionError("the stock extend was used")
 
-    got = attention.extend(not_called, None, *arguments, None, **options, sliding_window_size=None)
+    got = attention.extend(not_called, None, *arguments, **options, sliding_window_size=None)
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
 
 
@@ -116,12 +116,13 @@ def test_what_is_not_plain_causal_goes_to_the_stock_extend(change: dict[str, Any
         seen.append((given, named))
         return "stock"
 
-    assert attention.extend(stock, "backend", *arguments, None, **options | change) == "stock"
+    assert attention.extend(stock, "backend", *arguments, **options | change) == "stock"
     ((given, named),) = seen
-    assert given == ("backend", *arguments, None)
+    assert given == ("backend", *arguments)
     assert named == options | change
 
 
 def test_an_encoder_goes_to_the_stock_extend() -> None:
-    arguments, options = _call(torch.float32, [(4, 4)])
-    assert attention.extend(lambda *_, **__: "stock", None, *arguments, torch.tensor([1]), **options) == "stock"
+    (*arguments, _), options = _call(torch.float32, [(4, 4)])
+    options["encoder_lens"] = torch.tensor([1])
+    assert attention.extend(lambda *_, **__: "stock", None, *arguments, **options) == "stock"
