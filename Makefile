@@ -1,0 +1,48 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: help setup demo test test-slow lint format schema clean
+
+# What is built and what runs stays in the checkout unless you say otherwise.
+export GRAFT_HOME ?= $(CURDIR)/.graft
+export PYTHON TORCH_INDEX_URL
+BIN := .venv/bin
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## install everything into .venv; does nothing when nothing has changed
+	@bash requirements/install.sh
+
+demo: setup ## start a real cluster, run the main job in both modes, stop it
+	@$(BIN)/graft run cfgs/experiments/demo.json
+
+test: lint ## all checks and all tests but the slow ones
+	@$(BIN)/pytest -m 'not slow'
+
+test-slow: setup ## the slow tests
+	@$(BIN)/pytest -m slow
+
+lint: setup ## style, types and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/graft schema --check
+
+format: setup ## format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+schema: setup ## write cfgs/schema from the types
+	@$(BIN)/graft schema
+
+# Clusters are stopped through their state files: nothing is ever killed by its name.
+clean: ## stop clusters; remove .venv, built models and caches (not runs/)
+	@if [[ -x $(BIN)/graft ]]; then \
+	    for state in "$(GRAFT_HOME)"/run/*.json; do \
+	        [[ -e $$state ]] && $(BIN)/graft down "$$(basename "$$state" .json)"; \
+	    done; true; \
+	fi
+	@rm -rf .venv .graft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""From one cluster JSON to running workers and routers, and back to nothing."""

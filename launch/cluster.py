@@ -1,0 +1,209 @@
+"""A cluster that runs: its processes from the first start to the last end.
+
+The order of a start: models are built where they must be, all workers come up side by side, then each model's
+sglang-router, then the shell router. Any failure on the way stops what has been started.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from launch import checkpoint, command, probe, process, state
+from launch.command import Command, Plan, Service, Worker
+from launch.config import ClusterConfig
+from launch.ports import PortChooser
+from launch.process import ChildProcess
+from launch.progress import Progress
+
+POLL_S = 1.0
+"""Between two looks at a process that starts. A worker's `/health` generates a token: do not ask it often."""
+WATCH_S = 0.5
+GRACE_S = 3.0
+"""Between SIGTERM and SIGKILL. Workers keep nothing that would need a longer farewell."""
+
+
+class ClusterError(Exception):
+    """The cluster did not come up, or one of its processes died. The message ends with the log of the culprit."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A process to start and how to tell that it has come up."""
+
+    command: Command
+    url: str
+    ready: Callable[[], bool]
+
+
+class Cluster:
+    """The processes of one configuration. Use as a context manager: they run inside it."""
+
+    def __init__(self, config: ClusterConfig, run_dir: Path, *, progress: bool = True) -> None:
+        self.config = config
+        self.run_dir = run_dir.resolve()
+        self._progress = progress
+        self._children: list[ChildProcess] = []
+        self._plan: Plan | None = None
+        self._state: state.ClusterState | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the shell router."""
+        return self._planned.shell_router.url
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return self._planned.workers
+
+    @property
+    def router_urls(self) -> dict[str, str]:
+        """URL of the sglang-router of each model."""
+        return {model.name: model.router.url for model in self._planned.models}
+
+    def __enter__(self) -> Self:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._state, leftovers = state.claim(self.config.name, self.run_dir)
+        try:
+            process.stop_groups([leftover.id.pid for leftover in leftovers], GRACE_S)
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End all processes and forget the cluster. Does nothing when that has been done."""
+        children, self._children = self._children, []
+        try:
+            process.stop(children, GRACE_S)
+        finally:
+            if self._state is not None:
+                self._state = None
+                state.remove(self.config.name)
+
+    def check(self) -> None:
+        """Raise `ClusterError` when a process has died."""
+        for child in self._children:
+            if child.exit_code is not None:
+                raise ClusterError(
+                    f"{child.name} died with exit code {child.exit_code}; the end of {child.log}:\n{child.last_lines()}"
+                )
+
+    def watch(self) -> None:
+        """Sleep until a process dies, then raise `ClusterError`. A signal handler that raises ends it too."""
+        while True:
+            self.check()
+            time.sleep(WATCH_S)
+
+    def flush_caches(self, wait_s: float = 20.0) -> None:
+        """Empty the prefix cache of every worker, waiting up to `wait_s` for requests that still run.
+
+        Raises `ClusterError` when a worker refuses.
+        """
+        for worker in self.workers:
+            try:
+                probe.flush_cache(worker.url, wait_s)
+            except probe.ProbeError as error:
+                self.check()
+                raise ClusterError(str(error)) from error
+
+    @property
+    def _planned(self) -> Plan:
+        assert self._plan is not None, "the cluster has not been started"
+        return self._plan
+
+    def _start(self) -> None:
+        deadline = time.monotonic() + self.config.startup_timeout_s
+        config_file = self.run_dir / "shell_router.json"
+        reserved = {port for _, port in self.config.fixed_ports()}
+        plan = command.plan(self.config, self._model_paths(), PortChooser(reserved), config_file)
+        config_file.write_bytes(msgspec.json.format(msgspec.json.encode(plan.router_config), indent=2))
+        self._plan = plan
+
+        stages = (
+            [_worker_start(worker) for worker in plan.workers],
+            [_service_start(model.router, "/readiness") for model in plan.models],
+            [_service_start(plan.shell_router, "/ready")],
+        )
+        title = f"starting {self.config.name}"
+        with Progress(title, sum(map(len, stages)), shown=self._progress) as progress:
+            for stage in stages:
+                self._bring_up(stage, deadline, progress)
+        self._record(plan.shell_router.url)
+
+    def _model_paths(self) -> dict[str, str]:
+        """Resolved path of each model, built where it must be."""
+        paths = {}
+        missing = [model.name for model in self.config.models if checkpoint.must_build(model.path)]
+        with Progress("building checkpoints", len(missing), shown=self._progress and bool(missing)) as progress:
+            for model in self.config.models:
+                progress.waiting([model.path])
+                try:
+                    paths[model.name] = checkpoint.resolve(model.path)
+                except checkpoint.CheckpointError as error:
+                    raise ClusterError(f"model {model.name}: {error}") from error
+                if model.name in missing:
+                    progress.done(model.path)
+        return paths
+
+    def _bring_up(self, starts: list[_Start], deadline: float, progress: Progress) -> None:
+        """Start all of `starts` side by side and wait for each to be ready."""
+        for start in starts:
+            self._children.append(ChildProcess(start.command, start.url, self.run_dir))
+            self._record(url=None)
+        waiting = list(starts)
+        while True:
+            for start in tuple(waiting):
+                if self._is_ready(start):
+                    waiting.remove(start)
+                    progress.done(start.command.name)
+            if not waiting:
+                return
+            names = [start.command.name for start in waiting]
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{', '.join(names)} did not come up within {self.config.startup_timeout_s:g} s "
+                    f"(startup_timeout_s); logs are in {self.run_dir}"
+                )
+            progress.waiting(names)
+            time.sleep(POLL_S)
+
+    def _is_ready(self, start: _Start) -> bool:
+        self.check()
+        try:
+            return start.ready()
+        except probe.ProbeError as error:
+            raise ClusterError(f"{start.command.name}: {error}") from error
+
+    def _record(self, url: str | None) -> None:
+        """Bring the state file up to date."""
+        assert self._state is not None
+        self._state = msgspec.structs.replace(
+            self._state, url=url, processes=tuple(child.state for child in self._children)
+        )
+        state.write(self._state)
+
+
+def _worker_start(worker: Worker) -> _Start:
+    # The status comes first: it costs nothing and is there as soon as the server listens; /health generates a token.
+    return _Start(
+        worker.command,
+        worker.url,
+        lambda: probe.worker_status(worker.url, worker.role) is not None and probe.answers_ok(worker.url + "/health"),
+    )
+
+
+def _service_start(service: Service, ready_path: str) -> _Start:
+    return _Start(service.command, service.url, lambda: probe.answers_ok(service.url + ready_path))

@@ -1,0 +1,247 @@
+"""From a cluster configuration to the command line of each process. Nothing here touches the machine.
+
+plan(config, ...) -> Plan
+ +- ModelPlan       one per model
+ |   +- Worker      each prefill and decode worker
+ |   '- Service     the sglang-router in front of them
+ '- Service         the shell router, which reads `Plan.router_config` from a file
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from launch.config import ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig
+from shell_router.config import ModelConfig as RoutedModel
+from shell_router.config import PairConfig, RouterConfig
+
+Role = Literal["prefill", "decode"]
+
+LOCALHOST = "127.0.0.1"
+REQUEST_LIMIT_S = 86_400
+"""What stands for "no limit" in seconds where sglang-router wants one: a run's own deadline is the shell router's."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to start a process."""
+
+    name: str
+    """Unique in a cluster; also the name of its log file."""
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Set in addition to the launcher's own environment, and over it."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Set where the launcher's own environment says nothing."""
+    cores: tuple[int, ...] = ()
+    """CPU cores the process and its children are pinned to; empty = none."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One SGLang server to be."""
+
+    role: Role
+    model: str
+    url: str
+    bootstrap_port: int | None
+    command: Command
+
+
+@dataclass(frozen=True)
+class Service:
+    """A router to be."""
+
+    url: str
+    command: Command
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The processes that serve one model."""
+
+    name: str
+    workers: tuple[Worker, ...]
+    router: Service
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All processes of a cluster."""
+
+    models: tuple[ModelPlan, ...]
+    shell_router: Service
+    router_config: RouterConfig
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return tuple(worker for model in self.models for worker in model.workers)
+
+
+def plan(
+    config: ClusterConfig,
+    model_paths: Mapping[str, str],
+    choose_port: Callable[[], int],
+    router_config_path: Path,
+) -> Plan:
+    """Plan the processes of `config`.
+
+    `model_paths` has the resolved path of each model by its name; `choose_port` is called for each port that the
+    configuration leaves open; the shell router will be told to read `router_config_path`.
+    """
+    models = tuple(_model_plan(model, model_paths[model.name], choose_port) for model in config.models)
+    port = config.shell_router.port or choose_port()
+    router_config = RouterConfig(
+        host=config.shell_router.host,
+        port=port,
+        models=tuple(
+            RoutedModel(
+                name=model.name,
+                tokenizer=model_paths[model.name],
+                router_url=planned.router.url,
+                pairs=_pairs(planned.workers),
+                context_length=model.context_length,
+                page_size=model.page_size,
+            )
+            for model, planned in zip(config.models, models, strict=True)
+        ),
+        trees=config.shell_router.trees,
+        limits=config.shell_router.limits,
+    )
+    shell_router = Service(
+        url=f"http://{_reachable(config.shell_router.host)}:{port}",
+        command=Command(
+            name="shell-router",
+            argv=(sys.executable, "-m", "shell_router", "--config", str(router_config_path)),
+        ),
+    )
+    return Plan(models=models, shell_router=shell_router, router_config=router_config)
+
+
+def _model_plan(model: ModelConfig, path: str, choose_port: Callable[[], int]) -> ModelPlan:
+    prefill = [_worker(model, path, "prefill", i, one, choose_port) for i, one in enumerate(model.prefill)]
+    decode = [_worker(model, path, "decode", i, one, choose_port) for i, one in enumerate(model.decode)]
+    workers = (*prefill, *decode)
+    return ModelPlan(name=model.name, workers=workers, router=_sglang_router(model, workers, choose_port))
+
+
+def _worker(
+    model: ModelConfig, path: str, role: Role, index: int, config: DecodeConfig, choose_port: Callable[[], int]
+) -> Worker:
+    port = config.port or choose_port()
+    bootstrap_port = config.bootstrap_port or choose_port() if isinstance(config, PrefillConfig) else None
+    argv = [
+        sys.executable,
+        "-m",
+        "sglang_ext.cpu.serve" if model.device == "cpu" else "sglang.launch_server",
+        *("--model-path", path),
+        *("--served-model-name", model.name),
+        *("--host", LOCALHOST),
+        *("--port", str(port)),
+        *("--device", model.device),
+        *("--dtype", model.dtype),
+        *("--context-length", str(model.context_length)),
+        *("--page-size", str(model.page_size)),
+        *("--disaggregation-mode", role),
+        *("--disaggregation-transfer-backend", model.transfer_backend),
+        # Without it each event of a stream repeats all ids so far: quadratic in the length of an answer.
+        "--incremental-streaming-output",
+        "--enable-metrics",
+    ]
+    if bootstrap_port is not None:
+        argv += ["--disaggregation-bootstrap-port", str(bootstrap_port)]
+    if model.max_total_tokens is not None:
+        argv += ["--max-total-tokens", str(model.max_total_tokens)]
+    if model.mem_fraction_static is not None:
+        argv += ["--mem-fraction-static", str(model.mem_fraction_static)]
+    if role == "decode":
+        # Only pages that decode lacks are moved; sibling prompts share theirs.
+        argv.append("--disaggregation-decode-enable-radix-cache")
+    argv += _cpu_flags(role) if model.device == "cpu" else _gpu_flags(config.gpus)
+    argv += [*model.flags, *config.flags]
+    return Worker(
+        role=role,
+        model=model.name,
+        url=f"http://{LOCALHOST}:{port}",
+        bootstrap_port=bootstrap_port,
+        command=Command(
+            name=f"{model.name}-{role}-{index}",
+            argv=tuple(argv),
+            env=_worker_env(model, config),
+            # A crashed worker would wait a minute and more for core dumps before it exits.
+            defaults={"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"},
+            cores=config.cores,
+        ),
+    )
+
+
+def _cpu_flags(role: Role) -> list[str]:
+    flags = [
+        *("--attention-backend", "torch_native"),
+        # A generation at start-up costs more than the first request saves.
+        "--skip-server-warmup",
+        "--disable-overlap-schedule",
+        # A scheduler that polls takes the core from whatever shares it.
+        "--sleep-on-idle",
+    ]
+    if role == "decode":
+        # The default backup asks CUDA for pinned memory.
+        flags += ["--disaggregation-decode-retraction-backup", "cpu_tensor"]
+    return flags
+
+
+def _gpu_flags(gpus: tuple[int, ...]) -> list[str]:
+    return ["--tp-size", str(len(gpus))] if len(gpus) > 1 else []
+
+
+def _worker_env(model: ModelConfig, config: DecodeConfig) -> dict[str, str]:
+    if model.device == "cuda":
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus))}
+    if not config.cores:
+        return {}
+    return {
+        "SGLANG_CPU_OMP_THREADS_BIND": ",".join(map(str, config.cores)),
+        "OMP_NUM_THREADS": str(len(config.cores)),
+    }
+
+
+def _sglang_router(model: ModelConfig, workers: tuple[Worker, ...], choose_port: Callable[[], int]) -> Service:
+    port = model.router.port or choose_port()
+    argv = [
+        *(sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation"),
+        *("--host", LOCALHOST, "--port", str(port)),
+        # Its metrics port is fixed by default, so that two routers on a machine would clash.
+        *("--prometheus-host", LOCALHOST, "--prometheus-port", str(choose_port())),
+        *("--worker-startup-check-interval", "1"),
+        *("--request-timeout-secs", str(REQUEST_LIMIT_S)),
+        *("--shutdown-grace-period-secs", "2"),
+        # A retry after a timeout or a cancelled run would compute an answer that nobody waits for.
+        "--disable-retries",
+    ]
+    for worker in workers:
+        argv += [f"--{worker.role}", worker.url]
+        if worker.bootstrap_port is not None:
+            argv.append(str(worker.bootstrap_port))
+    return Service(
+        url=f"http://{LOCALHOST}:{port}",
+        command=Command(name=f"{model.name}-sglang-router", argv=(*argv, *model.router.flags)),
+    )
+
+
+def _pairs(workers: tuple[Worker, ...]) -> tuple[PairConfig, ...]:
+    return tuple(
+        PairConfig(prefill=prefill.url, decode=decode.url)
+        for prefill in workers
+        if prefill.role == "prefill"
+        for decode in workers
+        if decode.role == "decode"
+    )
+
+
+def _reachable(host: str) -> str:
+    """An address to connect to for a server that listens on `host`."""
+    return LOCALHOST if host in ("", "0.0.0.0") else host

@@ -1,0 +1,47 @@
+"""JSON Schema of every configuration file, generated from the types, for editors and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from launch.config import ClusterConfig
+from shell_router.config import RouterConfig
+from shell_router.core.tree import TreeConfig
+
+DIRECTORY = Path(__file__).resolve().parent.parent / "cfgs" / "schema"
+"""In the source tree; an installed package has no configurations."""
+KINDS: Mapping[str, type[msgspec.Struct]] = {
+    "cluster": ClusterConfig,
+    "tree": TreeConfig,
+    "router": RouterConfig,
+}
+
+
+def documents() -> dict[str, bytes]:
+    """File name and content of each schema."""
+    return {
+        f"{name}.schema.json": msgspec.json.format(msgspec.json.encode(_schema(kind), order="sorted"), indent=2) + b"\n"
+        for name, kind in KINDS.items()
+    }
+
+
+def write(directory: Path = DIRECTORY) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, document in documents().items():
+        (directory / name).write_bytes(document)
+
+
+def outdated(directory: Path = DIRECTORY) -> tuple[str, ...]:
+    """Files that are missing or differ from the types."""
+    return tuple(
+        name
+        for name, document in documents().items()
+        if not (directory / name).is_file() or (directory / name).read_bytes() != document
+    )
+
+
+def _schema(kind: type[msgspec.Struct]) -> dict[str, object]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(kind)}

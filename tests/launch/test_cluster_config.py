@@ -1,0 +1,121 @@
+"""A wrong cluster JSON is refused with the file and the place in it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.config import ConfigError, load_cluster
+
+CFGS = Path(__file__).resolve().parents[2] / "cfgs" / "cluster"
+SOUND: dict[str, Any] = {
+    "name": "c",
+    "models": [{"name": "m", "path": "builtin:tiny-llama", "device": "cpu", "prefill": [{}], "decode": [{}]}],
+    "shell_router": {"trees": ["../trees/t.json"]},
+}
+
+
+def written(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    document = copy.deepcopy(SOUND)
+    change(document)
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def model(document: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = document["models"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "place"),
+    [
+        (lambda d: d.update(nmae="c"), "unknown field `nmae`", ""),
+        (lambda d: d.pop("name"), "missing required field `name`", ""),
+        (lambda d: d.update(name="a b"), "matching regex", "$.name"),
+        (lambda d: d.update(models=[]), "length >= 1", "$.models"),
+        (lambda d: model(d).pop("prefill"), "missing required field `prefill`", "$.models[0]"),
+        (lambda d: model(d).update(prefill=[]), "length >= 1", "$.models[0].prefill"),
+        (lambda d: model(d).update(decode=[]), "length >= 1", "$.models[0].decode"),
+        (lambda d: model(d).update(device="tpu"), "Invalid enum value 'tpu'", "$.models[0].device"),
+        (lambda d: model(d).update(page_size=0), ">= 1", "$.models[0].page_size"),
+        (lambda d: model(d).update(mem_fraction_static=1.5), "< 1.0", "$.models[0].mem_fraction_static"),
+        (lambda d: model(d)["decode"][0].update(cores=[-1]), ">= 0", "$.models[0].decode[0].cores[0]"),
+        (lambda d: model(d)["decode"][0].update(cores=[1, 1]), "1 is listed twice", "$.models[0].decode[0].cores"),
+        (lambda d: model(d)["prefill"][0].update(port=70000), "<= 65535", "$.models[0].prefill[0].port"),
+        (
+            lambda d: model(d)["decode"][0].update(bootstrap_port=1),
+            "unknown field `bootstrap_port`",
+            "$.models[0].decode[0]",
+        ),
+        (lambda d: model(d)["prefill"][0].update(gpus=[0]), "takes no GPUs", "$.models[0].prefill[0].gpus"),
+        (lambda d: model(d).update(device="cuda"), "needs at least one GPU", "$.models[0].prefill[0].gpus"),
+        (lambda d: d["models"].append(d["models"][0]), "'m' is used twice", "$.models[1].name"),
+        (lambda d: d["shell_router"].pop("trees"), "missing required field `trees`", "$.shell_router"),
+        (
+            lambda d: d["shell_router"].update(limits={"body_bytes": 0}),
+            ">= 1",
+            "$.shell_router.limits.body_bytes",
+        ),
+    ],
+)
+def test_errors_name_the_file_and_the_json_path(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str, place: str
+) -> None:
+    path = written(tmp_path, change)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_cluster(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    if place:
+        assert str(caught.value).endswith(f" - at `{place}`")
+
+
+@pytest.mark.parametrize(
+    ("second", "place"),
+    [
+        (lambda d: model(d)["decode"][0].update(port=9000), "$.models[0].decode[0].port"),
+        (lambda d: model(d)["prefill"][0].update(bootstrap_port=9000), "$.models[0].prefill[0].bootstrap_port"),
+        (lambda d: model(d).update(router={"port": 9000}), "$.models[0].router.port"),
+        (lambda d: d["shell_router"].update(port=9000), "$.shell_router.port"),
+    ],
+)
+def test_two_processes_cannot_have_one_port(
+    tmp_path: Path, second: Callable[[dict[str, Any]], object], place: str
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        model(document)["prefill"][0]["port"] = 9000
+        second(document)
+
+    message = f"Port 9000 is already taken by `$.models[0].prefill[0].port` - at `{place}`"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_cluster(written(tmp_path, change))
+
+
+def test_a_port_that_is_left_open_clashes_with_nothing(tmp_path: Path) -> None:
+    assert list(load_cluster(written(tmp_path, lambda d: None)).fixed_ports()) == []
+
+
+def test_trees_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = load_cluster(written(tmp_path, lambda d: None))
+    assert config.shell_router.trees == (str(tmp_path.parent / "trees" / "t.json"),)
+
+
+def test_what_is_no_json_and_what_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_cluster(path)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="truncated"):
+        load_cluster(path)
+
+
+@pytest.mark.parametrize("path", sorted(CFGS.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_configurations_load_and_are_named_after_their_file(path: Path) -> None:
+    assert load_cluster(path).name == path.stem

@@ -1,0 +1,194 @@
+"""From a configuration to command lines: pure."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from launch.command import Command, Plan, plan
+from launch.config import (
+    ClusterConfig,
+    DecodeConfig,
+    ModelConfig,
+    PrefillConfig,
+    SglangRouterConfig,
+    ShellRouterConfig,
+)
+from shell_router.config import PairConfig
+
+
+def planned(*models: ModelConfig, shell_router: ShellRouterConfig | None = None) -> Plan:
+    config = ClusterConfig(name="c", models=models, shell_router=shell_router or ShellRouterConfig(trees=("/t.json",)))
+    ports = itertools.count(20001)
+    return plan(
+        config, {model.name: f"/models/{model.name}" for model in models}, lambda: next(ports), Path("/run/r.json")
+    )
+
+
+def cpu_model(name: str = "m", prefill: int = 1, decode: int = 1) -> ModelConfig:
+    return ModelConfig(
+        name=name,
+        path="builtin:tiny-llama",
+        device="cpu",
+        dtype="bfloat16",
+        max_total_tokens=20000,
+        mem_fraction_static=0.3,
+        prefill=(PrefillConfig(cores=(0,)),) * prefill,
+        decode=(DecodeConfig(cores=(1, 3)),) * decode,
+    )
+
+
+def value(command: Command, flag: str) -> str:
+    """What follows `flag`, which must occur once."""
+    assert command.argv.count(flag) == 1, flag
+    return command.argv[command.argv.index(flag) + 1]
+
+
+def test_cpu_workers() -> None:
+    prefill, decode = planned(cpu_model()).workers
+    for worker, role in ((prefill, "prefill"), (decode, "decode")):
+        command = worker.command
+        assert command.argv[1:3] == ("-m", "sglang_ext.cpu.serve")
+        assert value(command, "--model-path") == "/models/m"
+        assert value(command, "--device") == "cpu"
+        assert value(command, "--dtype") == "bfloat16"
+        assert value(command, "--context-length") == "4096"
+        assert value(command, "--page-size") == "16"
+        assert value(command, "--max-total-tokens") == "20000"
+        assert value(command, "--mem-fraction-static") == "0.3"
+        assert value(command, "--attention-backend") == "torch_native"
+        assert value(command, "--disaggregation-mode") == role
+        assert value(command, "--disaggregation-transfer-backend") == "nixl"
+        for flag in (
+            "--skip-server-warmup",
+            "--disable-overlap-schedule",
+            "--sleep-on-idle",
+            "--incremental-streaming-output",
+            "--enable-metrics",
+        ):
+            assert flag in command.argv
+        assert f"http://{value(command, '--host')}:{value(command, '--port')}" == worker.url
+
+
+def test_what_tells_prefill_from_decode() -> None:
+    prefill, decode = planned(cpu_model()).workers
+    assert value(prefill.command, "--disaggregation-bootstrap-port") == str(prefill.bootstrap_port)
+    assert decode.bootstrap_port is None
+    assert "--disaggregation-decode-enable-radix-cache" in decode.command.argv
+    assert value(decode.command, "--disaggregation-decode-retraction-backup") == "cpu_tensor"
+    assert not [flag for flag in prefill.command.argv if flag.startswith("--disaggregation-decode")]
+    assert "--disaggregation-bootstrap-port" not in decode.command.argv
+
+
+def test_cpu_workers_are_pinned() -> None:
+    prefill, decode = planned(cpu_model()).workers
+    assert prefill.command.cores == (0,)
+    assert prefill.command.env == {"SGLANG_CPU_OMP_THREADS_BIND": "0", "OMP_NUM_THREADS": "1"}
+    assert decode.command.cores == (1, 3)
+    assert decode.command.env == {"SGLANG_CPU_OMP_THREADS_BIND": "1,3", "OMP_NUM_THREADS": "2"}
+
+
+def test_cpu_workers_without_cores_are_left_alone() -> None:
+    model = ModelConfig(name="m", path="p/q", device="cpu", prefill=(PrefillConfig(),), decode=(DecodeConfig(),))
+    for worker in planned(model).workers:
+        assert worker.command.cores == ()
+        assert worker.command.env == {}
+
+
+def test_gpu_workers() -> None:
+    model = ModelConfig(
+        name="m",
+        path="p/q",
+        device="cuda",
+        prefill=(PrefillConfig(gpus=(0,)),),
+        decode=(DecodeConfig(gpus=(2, 3)),),
+    )
+    prefill, decode = planned(model).workers
+    assert prefill.command.argv[1:3] == ("-m", "sglang.launch_server")
+    assert prefill.command.env == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert "--tp-size" not in prefill.command.argv
+    assert decode.command.env == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    assert value(decode.command, "--tp-size") == "2"
+    assert "--disaggregation-decode-enable-radix-cache" in decode.command.argv
+    for flag in ("--attention-backend", "--sleep-on-idle", "--max-total-tokens", "--mem-fraction-static"):
+        assert flag not in decode.command.argv
+    assert "--disaggregation-decode-retraction-backup" not in decode.command.argv
+
+
+def test_own_flags_come_last_and_the_nearest_wins() -> None:
+    model = ModelConfig(
+        name="m",
+        path="p/q",
+        device="cpu",
+        flags=("--page-size", "32"),
+        prefill=(PrefillConfig(flags=("--page-size", "64")),),
+        decode=(DecodeConfig(),),
+        router=SglangRouterConfig(flags=("--policy", "random")),
+    )
+    result = planned(model)
+    prefill, decode = result.workers
+    assert prefill.command.argv[-4:] == ("--page-size", "32", "--page-size", "64")
+    assert decode.command.argv[-2:] == ("--page-size", "32")
+    assert result.models[0].router.command.argv[-2:] == ("--policy", "random")
+
+
+def test_fixed_ports_are_kept_and_the_others_differ() -> None:
+    fixed = ModelConfig(
+        name="m",
+        path="p/q",
+        device="cpu",
+        prefill=(PrefillConfig(port=9001, bootstrap_port=9002),),
+        decode=(DecodeConfig(port=9003),),
+        router=SglangRouterConfig(port=9004),
+    )
+    result = planned(fixed, cpu_model("n", 2, 2), shell_router=ShellRouterConfig(port=9005, trees=()))
+    prefill, decode = result.models[0].workers
+    assert (prefill.url, prefill.bootstrap_port) == ("http://127.0.0.1:9001", 9002)
+    assert decode.url == "http://127.0.0.1:9003"
+    assert result.models[0].router.url == "http://127.0.0.1:9004"
+    assert result.shell_router.url == "http://127.0.0.1:9005"
+    urls = [worker.url for worker in result.workers] + [model.router.url for model in result.models]
+    metrics = [value(model.router.command, "--prometheus-port") for model in result.models]
+    bootstrap = [str(worker.bootstrap_port) for worker in result.workers if worker.bootstrap_port]
+    taken = [url.rpartition(":")[2] for url in urls] + metrics + bootstrap
+    assert len(taken) == len(set(taken))
+
+
+def test_sglang_router_knows_every_worker_of_its_model_only() -> None:
+    result = planned(cpu_model("m", 2, 1), cpu_model("n"))
+    argv = result.models[0].router.command.argv
+    prefill_1, prefill_2, decode = result.models[0].workers
+    position = argv.index("--prefill")
+    assert argv[position:] == (
+        *("--prefill", prefill_1.url, str(prefill_1.bootstrap_port)),
+        *("--prefill", prefill_2.url, str(prefill_2.bootstrap_port)),
+        *("--decode", decode.url),
+    )
+    assert "--pd-disaggregation" in argv
+
+
+def test_the_shell_router_knows_every_model_and_pair() -> None:
+    result = planned(
+        cpu_model("m", 2, 1), cpu_model("n"), shell_router=ShellRouterConfig(host="0.0.0.0", trees=("/t",))
+    )
+    config = result.router_config
+    assert [model.name for model in config.models] == ["m", "n"]
+    assert [model.tokenizer for model in config.models] == ["/models/m", "/models/n"]
+    assert [model.router_url for model in config.models] == [model.router.url for model in result.models]
+    prefill_1, prefill_2, decode = result.models[0].workers
+    assert config.models[0].pairs == (
+        PairConfig(prefill=prefill_1.url, decode=decode.url),
+        PairConfig(prefill=prefill_2.url, decode=decode.url),
+    )
+    assert config.trees == ("/t",)
+    assert config.host == "0.0.0.0"
+    assert result.shell_router.url == f"http://127.0.0.1:{config.port}"
+    assert value(result.shell_router.command, "--config") == "/run/r.json"
+
+
+def test_names_of_processes_are_unique() -> None:
+    result = planned(cpu_model("m", 2, 2), cpu_model("n"))
+    commands = [worker.command for worker in result.workers]
+    commands += [model.router.command for model in result.models] + [result.shell_router.command]
+    names = [command.name for command in commands]
+    assert len(names) == len(set(names))

@@ -1,0 +1,149 @@
+"""What is in the way on this machine is said before anything starts, all of it at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import psutil
+import pytest
+
+from launch import preflight
+from launch.config import ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig, ShellRouterConfig
+from launch.preflight import PreflightError
+
+CORE = min(os.sched_getaffinity(0))
+MODEL = ModelConfig(
+    name="m",
+    path="builtin:tiny-llama",
+    device="cpu",
+    prefill=(PrefillConfig(cores=(CORE,)),),
+    decode=(DecodeConfig(cores=(CORE,)),),
+)
+
+
+def config(model: ModelConfig = MODEL, port: int = 0, trees: tuple[str, ...] = ()) -> ClusterConfig:
+    return ClusterConfig(name="c", models=(model,), shell_router=ShellRouterConfig(port=port, trees=trees))
+
+
+def with_model(**changes: object) -> ClusterConfig:
+    return config(msgspec.structs.replace(MODEL, **changes))
+
+
+def problem(cluster: ClusterConfig) -> str:
+    (found,) = preflight.find_problems(cluster)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "not" / "made" / "yet"))
+    return tmp_path
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_sound_cluster_has_no_problem() -> None:
+    preflight.check(config())
+
+
+def test_all_problems_are_reported_at_once(listening: int) -> None:
+    cluster = config(msgspec.structs.replace(MODEL, path="./nowhere"), port=listening, trees=("/nowhere.json",))
+    with pytest.raises(PreflightError, match="cluster c cannot start here") as caught:
+        preflight.check(cluster)
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_cores_that_are_not_there() -> None:
+    assert problem(with_model(decode=(DecodeConfig(cores=(CORE, 4000)),))).startswith(
+        "$.models[0].decode[0].cores: there is no core 4000 for this process; it may use "
+    )
+
+
+def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "0000:01:00.0").mkdir()
+    monkeypatch.setattr(preflight, "_GPUS", tmp_path)
+    monkeypatch.setenv("CC", "cc")
+    cluster = with_model(device="cuda", prefill=(PrefillConfig(gpus=(0,)),), decode=(DecodeConfig(gpus=(1,)),))
+    assert problem(cluster) == "$.models[0].decode[0].gpus: there is no GPU 1; the NVIDIA driver shows 1"
+
+
+def test_a_gpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "0000:01:00.0").mkdir()
+    monkeypatch.setattr(preflight, "_GPUS", tmp_path)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    cluster = with_model(device="cuda", prefill=(PrefillConfig(gpus=(0,)),), decode=(DecodeConfig(gpus=(0,)),))
+    assert "no C compiler" in problem(cluster)
+    preflight.check(config())
+
+
+def test_a_port_in_use(listening: int) -> None:
+    assert problem(config(port=listening)).startswith(f"$.shell_router.port: port {listening} is in use")
+    cluster = with_model(prefill=(PrefillConfig(bootstrap_port=listening),))
+    assert problem(cluster).startswith(f"$.models[0].prefill[0].bootstrap_port: port {listening} is in use")
+
+
+def test_a_model_that_does_not_exist() -> None:
+    assert problem(with_model(path="./nowhere")) == "$.models[0].path: model path ./nowhere does not exist"
+    assert "unknown builtin model 'gpt-7'" in problem(with_model(path="builtin:gpt-7"))
+
+
+def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "nixl":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.5.0" if name == "sglang" else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = list(preflight.find_problems(config()))
+    assert found[0].startswith("sglang==0.5.23 is needed, 0.5.0 is installed; `make setup` installs it")
+    assert found[1].startswith("the package nixl is not installed; ")
+    assert len(found) == 2
+
+
+def test_disk_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3e8))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
+    disk, memory = preflight.find_problems(config())
+    assert "0.3 GB are free; set GRAFT_HOME" in disk
+    assert memory == "2 workers on the CPU engine need about 4 GB of memory, 1.0 GB are available"
+
+
+def tree(path: Path, model: str) -> str:
+    document = {
+        "name": "t",
+        "model": model,
+        "templates": {"a": {"user": "<|question|>"}},
+        "agents": [{"id": "x", "template": "a"}],
+    }
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_trees(tmp_path: Path) -> None:
+    preflight.check(config(trees=(tree(tmp_path / "good.json", "m"),)))
+
+    missing = str(tmp_path / "missing.json")
+    assert problem(config(trees=(missing,))).startswith(f"$.shell_router.trees[0]: {missing}: cannot be read")
+
+    other = tree(tmp_path / "other.json", "n")
+    assert problem(config(trees=(other,))) == (
+        f"$.shell_router.trees[0]: {other} asks for model n; the cluster serves m"
+    )
+
+    one, two = tree(tmp_path / "one.json", "m"), tree(tmp_path / "two.json", "m")
+    assert problem(config(trees=(one, two))).startswith(f"$.shell_router.trees[1]: {two} and {one} both name")
