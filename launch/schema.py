@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,18 +14,24 @@ from shell_router.core.tree import TreeConfig
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "cfgs" / "schema"
 """In the source tree; an installed package has no configurations."""
-KINDS: Mapping[str, type[msgspec.Struct]] = {
-    "cluster": ClusterConfig,
-    "tree": TreeConfig,
-    "router": RouterConfig,
-}
+
+
+def kinds() -> Mapping[str, type[msgspec.Struct]]:
+    """The type of each kind of configuration file."""
+    return {
+        "cluster": ClusterConfig,
+        "tree": TreeConfig,
+        "router": RouterConfig,
+        # By name: experiments build on launch, and an import here would close the circle.
+        "experiment": pkgutil.resolve_name("experiments.config:ExperimentConfig"),
+    }
 
 
 def documents() -> dict[str, bytes]:
     """File name and content of each schema."""
     return {
         f"{name}.schema.json": msgspec.json.format(msgspec.json.encode(_schema(kind), order="sorted"), indent=2) + b"\n"
-        for name, kind in KINDS.items()
+        for name, kind in kinds().items()
     }
 
 

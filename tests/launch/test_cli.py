@@ -213,10 +213,10 @@ def test_schemas_out_of_step_are_named(tmp_path: Path) -> None:
     assert set(schema.outdated(tmp_path)) == {"tree.schema.json", "cluster.schema.json"}
 
 
-@pytest.mark.parametrize("kind", ["cluster", "tree"])
-def test_shipped_files_fit_their_schema(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "folder"), [("cluster", "cluster"), ("tree", "trees"), ("experiment", "experiments")])
+def test_shipped_files_fit_their_schema(kind: str, folder: str) -> None:
     validator = jsonschema.Draft202012Validator(json.loads(schema.documents()[f"{kind}.schema.json"]))
-    files = sorted((ROOT / "cfgs" / ("cluster" if kind == "cluster" else "trees")).glob("*.json"))
+    files = sorted((ROOT / "cfgs" / folder).glob("*.json"))
     assert files
     for file in files:
         validator.validate(json.loads(file.read_text()))

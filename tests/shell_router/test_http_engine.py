@@ -164,10 +164,32 @@ async def test_leaving_a_stream_closes_its_connection() -> None:
         await asyncio.wait_for(sglang.disconnected.wait(), 10)
 
 
-async def test_abort_goes_to_both_workers_of_every_pair() -> None:
-    async with FakeSglang(_normal) as sglang, engine_for(sglang.url) as engine:
-        await engine.abort("m", "rid-1")
-        assert sglang.aborted == ["rid-1", "rid-1"]
+async def test_abort_goes_once_to_every_worker() -> None:
+    async with FakeSglang(_normal) as one, FakeSglang(_normal) as other, aiohttp.ClientSession() as client:
+        pairs = (
+            PairConfig(prefill=one.url, decode=other.url),
+            PairConfig(prefill=other.url, decode=one.url),
+        )
+        model = ModelConfig(name="m", tokenizer="-", router_url="-", pairs=pairs, context_length=100)
+        await HttpEngine({"m": model}, LimitsConfig(), client).abort("m", "rid-1")
+        assert one.aborted == other.aborted == ["rid-1"]
+
+
+async def test_an_abort_that_a_worker_does_not_take_is_an_error(unused_tcp_port: int) -> None:
+    async with engine_for(f"http://127.0.0.1:{unused_tcp_port}") as engine:
+        with pytest.raises(EngineError, match="did not take the abort of rid-1"):
+            await engine.abort("m", "rid-1")
+
+
+async def test_missing_log_probabilities_are_none_rather_than_wrong() -> None:
+    async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        event = chunk([10, 11], " ten", {"type": "length", "length": 2})
+        event["meta_info"]["output_token_logprobs"][0][0] = None
+        await send(response, event)
+
+    (delta,) = await answer(script)
+    assert delta.ids == (10, 11)
+    assert delta.logprobs == ()
 
 
 async def test_readiness() -> None:
