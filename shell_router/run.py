@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ from shell_router.record import AgentRecord, ChunkRecord, Mode, RunRecord, Usage
 from shell_router.transport.base import PrefillSession
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # The tokens of one decode step reach the router within a few milliseconds of one another, one stream after the other.
 _SETTLE_S = 0.01
@@ -118,27 +120,26 @@ class Run:
 
     async def text(self) -> AsyncIterator[str]:
         """The root's answer as it is decoded. Raises `RunFailed` when the run does not end well."""
-        position = 0
-        while not (self._over and position == len(self._emitted)):
-            if position == len(self._emitted):
-                await self._changed.wait()
-            for piece in self._emitted[position:]:
-                position += 1
-                yield piece
+        async for piece in self._follow(self._emitted):
+            yield piece
         outcome = self._plan.outcome
         assert outcome is not None
         if outcome.state != "done":
             raise RunFailed(f"run {self.head.id}: {outcome.error}")
 
-    async def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncIterator[Event]:
         """The run's log from its beginning, then as it grows, until the run is over."""
+        return self._follow(self.log)
+
+    async def _follow(self, items: list[T]) -> AsyncIterator[T]:
+        """`items` from the first, then as they are added, until the run is over."""
         position = 0
-        while not (self._over and position == len(self.log)):
-            if position == len(self.log):
+        while not (self._over and position == len(items)):
+            if position == len(items):
                 await self._changed.wait()
-            for event in self.log[position:]:
+            for item in items[position:]:
                 position += 1
-                yield event
+                yield item
 
     @property
     def tree_name(self) -> str:
