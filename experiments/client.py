@@ -14,6 +14,7 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
+from shell_router.core.slots import SlotOrder
 from shell_router.record import Mode, RunRecord
 
 CONNECT_TIMEOUT_S = 10.0
@@ -75,14 +76,14 @@ class RouterClient:
         except (msgspec.DecodeError, KeyError, TypeError) as error:
             raise ClientError(f"{self._url}/v1/models did not answer a list of models") from error
 
-    async def ask(self, tree: str, mode: Mode, question: str, seed: int) -> Reply:
+    async def ask(self, tree: str, mode: Mode, slots: SlotOrder, question: str, seed: int) -> Reply:
         """Stream one run and measure it. Raises `ClientError` or, once the stream has begun, `StreamError`."""
         body = {
             "model": tree,
             "messages": [{"role": "user", "content": question}],
             "stream": True,
             "seed": seed,
-            "graft": {"mode": mode},
+            "graft": {"mode": mode, "slots": slots},
         }
         run_id: str | None = None
         pieces: list[str] = []

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from shell_router.config import ConfigError, Name, PositiveFloat, PositiveInt, load_json
+from shell_router.core.slots import SlotOrder
 from shell_router.record import Mode
 
 NonNegativeInt = Annotated[int, Meta(ge=0)]
@@ -32,6 +33,8 @@ class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     trees: Annotated[tuple[Name, ...], Meta(min_length=1)]
     """Names of trees that the cluster serves."""
     modes: Annotated[tuple[Mode, ...], Meta(min_length=1)] = ("blocking", "spliced")
+    slots: SlotOrder = "fixed"
+    """Order in which answers fill slots. Only `fixed` makes all modes build the same prompts from the same answers."""
     questions: QuestionsConfig
     seed: NonNegativeInt = 0
     """Decides the seed of every run and which mode goes first."""

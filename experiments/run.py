@@ -90,7 +90,7 @@ class Experiment:
         problems: list[str] = []
         try:
             flushed = await self._flush()
-            reply = await client.ask(step.tree, step.mode, step.question.question, step.seed)
+            reply = await client.ask(step.tree, step.mode, self._config.slots, step.question.question, step.seed)
             run_id = reply.run_id
         except StreamError as error:
             run_id = error.run_id

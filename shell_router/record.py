@@ -29,6 +29,9 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     cluster: int
     """Numbers the clusters of a run from 0; agents of one cluster feed the same successors."""
     precursors: tuple[str, ...]
+    """In the order of the template."""
+    slot_order: tuple[str, ...]
+    """Precursors in the order of the slots they fill, as far as the prompt has come."""
     state: AgentState
     finish_reason: str | None
     """`stop`, `length` or `abort`, as SGLang says it."""

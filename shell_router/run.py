@@ -188,6 +188,7 @@ class Run:
             layer=agent.layer,
             cluster=agent.cluster,
             precursors=agent.precursors,
+            slot_order=tuple(progress.prompt.bound),
             state=_STATES[progress.state],
             finish_reason=finished.reason if finished else None,
             prompt_tokens=finished.prompt_tokens if finished else len(progress.prompt.ids),

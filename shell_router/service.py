@@ -15,8 +15,9 @@ import msgspec
 from shell_router.config import ConfigError, ModelConfig, RouterConfig, load_tree
 from shell_router.core.plan import ChunkPolicy, Plan
 from shell_router.core.prompt import ChatTokenizer, Message, Segment, compile_prompt, prompt_bound
+from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Sampling, Tree
-from shell_router.errors import PromptTooLong, UnknownRun, UnknownTree
+from shell_router.errors import PromptTooLong, RequestError, UnknownRun, UnknownTree
 from shell_router.record import Mode, RunRecord
 from shell_router.run import Run, RunHead
 from shell_router.transport.base import Engine, SessionFactory
@@ -34,6 +35,9 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The last message is the question."""
     mode: Mode = "spliced"
     chunks: ChunkPolicy = ChunkPolicy()
+    slots: SlotOrder = "completion"
+    slot_orders: dict[str, tuple[str, ...]] = {}
+    """Precursor of each slot for some agents: replays what an earlier run recorded."""
     seed: int = 0
     root_sampling: dict[str, int | float] = {}
     """Fields of `Sampling` that replace the root's own."""
@@ -70,6 +74,7 @@ class Service:
             raise UnknownTree(
                 f"there is no tree {request.tree!r}; this router serves {', '.join(sorted(self.trees))}", param="model"
             )
+        _check_slot_orders(tree, request.slot_orders)
         segments = {
             agent.id: compile_prompt(agent, request.conversation, self._tokenizers[agent.model])
             for agent in tree.agents
@@ -85,6 +90,8 @@ class Service:
             mode=request.mode,
             page_sizes={name: model.page_size for name, model in self._models.items()},
             chunks=request.chunks,
+            slots=request.slots,
+            slot_orders=request.slot_orders,
         )
         sessions = {
             agent.id: self._sessions(
@@ -158,6 +165,17 @@ class Service:
                     f"answers it reads, {answers[agent.id]} of its own); model {agent.model!r} takes {limit}",
                     param="messages",
                 )
+
+
+def _check_slot_orders(tree: Tree, orders: Mapping[str, Sequence[str]]) -> None:
+    """Refuse an order that does not name each precursor of its agent once."""
+    precursors = {agent.id: agent.precursors for agent in tree.agents}
+    for agent_id, order in orders.items():
+        if sorted(order) != sorted(precursors.get(agent_id, ())):
+            raise RequestError(
+                f"slot_orders.{agent_id}: it must name each precursor of agent {agent_id!r} of tree {tree.name!r} once",
+                param="graft.slot_orders",
+            )
 
 
 def load_trees(config: RouterConfig) -> tuple[Tree, ...]:

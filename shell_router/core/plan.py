@@ -39,6 +39,7 @@ from shell_router.core.events import (
 )
 from shell_router.core.prompt import Prompt, Segment
 from shell_router.core.prompt_cache import AgentPromptCache
+from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Agent, Tree
 
 
@@ -131,11 +132,21 @@ class Plan:
         mode: Literal["blocking", "spliced"],
         page_sizes: Mapping[str, int],
         chunks: ChunkPolicy | None = None,
+        slots: SlotOrder = "completion",
+        slot_orders: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`segments` has each agent's compiled prompt, `page_sizes` the KV page of each model in tokens."""
+        """`segments` has each agent's compiled prompt, `page_sizes` the KV page of each model in tokens.
+
+        `slot_orders` names the precursor of each slot for some agents, as an earlier run recorded them; `slots` is for
+        the others.
+        """
         self.tree = tree
-        self.answers = AgentPromptCache(agent.id for agent in tree.agents)
-        self.progress = {agent.id: Progress(agent, Prompt(segments[agent.id])) for agent in tree.agents}
+        self.answers = AgentPromptCache({agent.id: agent.sampling.max_new_tokens for agent in tree.agents})
+        fixed = {agent.id: agent.precursors for agent in tree.agents} if slots == "fixed" else {}
+        orders = {**fixed, **(slot_orders or {})}
+        self.progress = {
+            agent.id: Progress(agent, Prompt(segments[agent.id], orders.get(agent.id))) for agent in tree.agents
+        }
         self.outcome: Conclude | None = None
         self._spliced = mode == "spliced"
         self._unsettled: dict[str, None] = {}
@@ -196,7 +207,10 @@ class Plan:
             return self._conclude("done", None, event.at)
         commands: list[Command] = []
         for successor in self.tree.successors[event.agent]:
-            if all(self.answers.ended(precursor) for precursor in self.progress[successor].agent.precursors):
+            if all(
+                self.progress[precursor].state is AgentState.DONE
+                for precursor in self.progress[successor].agent.precursors
+            ):
                 commands.append(self._commit(successor, event.at))
             else:
                 self._unsettle(successor)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol, TypeAlias
 
+from shell_router.core.slots import AnswerProgress, next_bound
 from shell_router.core.tree import Agent, Slot, Text
 
 
@@ -88,14 +89,11 @@ def _merged(segments: Sequence[Segment]) -> Iterator[Segment]:
             yield Static(ids)
 
 
-class Answers(Protocol):
+class Answers(AnswerProgress, Protocol):
     """What splicing needs of the run's answers so far."""
 
     def ids(self, agent: str) -> Sequence[int]:
         """Token ids `agent` has answered so far; only ever grows."""
-
-    def ended(self, agent: str) -> bool:
-        """Whether `ids(agent)` is final."""
 
 
 class Prompt:
@@ -105,17 +103,22 @@ class Prompt:
     first slot whose answer is not final yet, since only a contiguous prefix can be prefilled.
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], order: Sequence[str] | None = None) -> None:
+        """`order` names the precursor of each slot; without it a slot is bound when the prompt reaches it."""
         self._segments = tuple(segments)
         self._segment = 0
+        self._slot_open = False
+        """Whether the slot at hand is bound."""
         self._slot_taken = 0
+        self._order = tuple(order) if order is not None else None
+        slots = [segment.agent for segment in self._segments if isinstance(segment, Slot)]
+        assert order is None or sorted(order) == sorted(slots)
+        self._unbound = slots
         self.ids: list[int] = []
+        self.bound: list[str] = []
+        """Precursors in the order of the slots they fill, as far as the prompt has come."""
         self.sent = 0
         """Tokens handed out by `take`."""
-
-    @property
-    def static_tokens(self) -> int:
-        return sum(len(segment.ids) for segment in self._segments if isinstance(segment, Static))
 
     @property
     def whole(self) -> bool:
@@ -129,15 +132,28 @@ class Prompt:
             if isinstance(segment, Static):
                 self.ids.extend(segment.ids)
             else:
-                # Asked before the ids are read, so that no token of a finished answer can be missed.
-                ended = answers.ended(segment.agent)
-                new = answers.ids(segment.agent)[self._slot_taken :]
+                agent = self._agent_of_slot(answers)
+                if agent is None:
+                    return
+                new = answers.ids(agent)[self._slot_taken :]
                 self.ids.extend(new)
                 self._slot_taken += len(new)
-                if not ended:
+                if answers.ended_at(agent) is None:
                     return
                 self._slot_taken = 0
+                self._slot_open = False
             self._segment += 1
+
+    def _agent_of_slot(self, answers: Answers) -> str | None:
+        """The precursor that the slot at hand is bound to, binding it if need be; None when it cannot be yet."""
+        if not self._slot_open:
+            agent = self._order[len(self.bound)] if self._order is not None else next_bound(self._unbound, answers)
+            if agent is None:
+                return None
+            self._unbound.remove(agent)
+            self.bound.append(agent)
+            self._slot_open = True
+        return self.bound[-1]
 
     def take(self, count: int) -> tuple[int, ...]:
         """The next `count` unsent tokens, which are sent now."""

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from shell_router.core.plan import ChunkPolicy
 from shell_router.core.prompt import Message
+from shell_router.core.slots import SlotOrder
 from shell_router.errors import RequestError
 from shell_router.record import Mode
 from shell_router.service import RunRequest
@@ -24,6 +25,9 @@ class GraftOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     mode: Mode = "spliced"
     chunks: ChunkPolicy = ChunkPolicy()
+    slots: SlotOrder = "completion"
+    slot_orders: dict[str, tuple[str, ...]] = {}
+    """Precursor of each slot for some agents: replays what an earlier run recorded."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -56,6 +60,8 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
             conversation=conversation,
             mode=self.graft.mode,
             chunks=self.graft.chunks,
+            slots=self.graft.slots,
+            slot_orders=self.graft.slot_orders,
             seed=self.seed or 0,
             root_sampling={name: value for name, value in sampling.items() if value is not None},
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),

@@ -11,22 +11,22 @@ import openai
 import pytest
 
 from launch.cluster import Cluster
-from shell_router.record import Mode, RunRecord
+from shell_router.record import RunRecord
 
 pytestmark = pytest.mark.engine
 
 QUESTION = "A shop sells pens at 3 dollars and books at 8 dollars. What do 4 pens and 2 books cost?"
 
 
-def chat(tree: str, mode: Mode, **fields: Any) -> dict[str, Any]:
-    return {"model": tree, "messages": [{"role": "user", "content": QUESTION}], "graft": {"mode": mode}, **fields}
+def chat(tree: str, graft: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"model": tree, "messages": [{"role": "user", "content": QUESTION}], "graft": graft, **fields}
 
 
-async def run_tree(cluster: Cluster, tree: str, mode: Mode) -> RunRecord:
-    """One run on empty caches."""
+async def run_tree(cluster: Cluster, tree: str, **graft: Any) -> RunRecord:
+    """One run on empty caches, with these options of ours."""
     await asyncio.to_thread(cluster.flush_caches)
     async with aiohttp.ClientSession(raise_for_status=True) as client:
-        async with client.post(f"{cluster.url}/v1/chat/completions", json=chat(tree, mode)) as reply:
+        async with client.post(f"{cluster.url}/v1/chat/completions", json=chat(tree, graft)) as reply:
             answer = await reply.json()
         async with client.get(f"{cluster.url}/v1/runs/{answer['id']}") as reply:
             record = msgspec.json.decode(await reply.read(), type=RunRecord)
@@ -37,8 +37,8 @@ async def run_tree(cluster: Cluster, tree: str, mode: Mode) -> RunRecord:
 
 @pytest.mark.parametrize("tree", ["chain_2", "tree_3_1", "tree_9_3_1"])
 async def test_spliced_gives_the_greedy_answers_of_blocking(tiny_cluster: Cluster, tree: str) -> None:
-    blocking = await run_tree(tiny_cluster, tree, "blocking")
-    spliced = await run_tree(tiny_cluster, tree, "spliced")
+    blocking = await run_tree(tiny_cluster, tree, mode="blocking", slots="fixed")
+    spliced = await run_tree(tiny_cluster, tree, mode="spliced", slots="fixed")
     for one, other in zip(blocking.agents, spliced.agents, strict=True):
         assert one.id == other.id
         assert one.prompt_ids == other.prompt_ids
@@ -51,8 +51,19 @@ async def test_spliced_gives_the_greedy_answers_of_blocking(tiny_cluster: Cluste
     assert root.prompt_tokens == len(root.prompt_ids)
 
 
+async def test_blocking_replays_the_slot_order_of_a_spliced_run(tiny_cluster: Cluster) -> None:
+    spliced = await run_tree(tiny_cluster, "tree_9_3_1")
+    orders = {agent.id: agent.slot_order for agent in spliced.agents}
+    blocking = await run_tree(tiny_cluster, "tree_9_3_1", mode="blocking", slot_orders=orders)
+    for one, other in zip(blocking.agents, spliced.agents, strict=True):
+        assert one.slot_order == other.slot_order
+        assert sorted(one.slot_order) == sorted(one.precursors)
+        assert one.prompt_ids == other.prompt_ids
+        assert one.output_ids == other.output_ids
+
+
 async def test_a_self_moa_tree_samples_different_answers(tiny_cluster: Cluster) -> None:
-    record = await run_tree(tiny_cluster, "self_moa_3_1", "spliced")
+    record = await run_tree(tiny_cluster, "self_moa_3_1")
     assert len({agent.prompt_ids for agent in record.agents[:3]}) == 1
     assert len({agent.output_ids for agent in record.agents[:3]}) > 1
 
@@ -79,7 +90,7 @@ async def test_a_client_that_leaves_frees_the_workers(tiny_cluster: Cluster, str
         # Long answers: without the abort they would keep the workers busy for minutes.
         request = client.post(
             f"{tiny_cluster.url}/v1/chat/completions",
-            json=chat("chain_2", "spliced", stream=stream, max_tokens=3000),
+            json=chat("chain_2", {}, stream=stream, max_tokens=3000),
             timeout=aiohttp.ClientTimeout(total=3),
         )
         with pytest.raises(TimeoutError):

@@ -75,6 +75,7 @@ def _agent(mode: Mode, layer: int, index: int, precursors: Sequence[AgentRecord]
         layer=layer,
         cluster=index,
         precursors=tuple(agent.id for agent in precursors),
+        slot_order=tuple(agent.id for agent in precursors),
         state="done",
         finish_reason="stop",
         prompt_tokens=100,

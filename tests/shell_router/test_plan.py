@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from shell_router.core.events import (
     Tokens,
 )
 from shell_router.core.plan import AgentState, ChunkPolicy, Plan
+from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Tree
 from shell_router.record import Mode
 from shell_router.transport.fake import fake_answer
@@ -32,8 +34,22 @@ from tests.shell_router.trees import segments, tree_4_2_1
 PAGE = 4
 
 
-def make_plan(tree: Tree, mode: Mode, chunks: ChunkPolicy | None = None) -> Plan:
-    return Plan(tree, segments(tree), mode=mode, page_sizes={"m": PAGE}, chunks=chunks)
+def make_plan(
+    tree: Tree,
+    mode: Mode,
+    chunks: ChunkPolicy | None = None,
+    slots: SlotOrder = "fixed",
+    slot_orders: dict[str, list[str]] | None = None,
+) -> Plan:
+    return Plan(
+        tree,
+        segments(tree),
+        mode=mode,
+        page_sizes={"m": PAGE},
+        chunks=chunks,
+        slots=slots,
+        slot_orders=slot_orders,
+    )
 
 
 @dataclass
@@ -120,8 +136,8 @@ class World:
             self.settle()
 
 
-def run_blocking(tree: Tree) -> World:
-    world = World(make_plan(tree, "blocking"))
+def run_blocking(tree: Tree, slot_orders: dict[str, list[str]] | None = None) -> World:
+    world = World(make_plan(tree, "blocking", slot_orders=slot_orders))
     world.tell(Started(at=0.0))
     while world.plan.outcome is None:
         world.decode(next(iter(world.pending)), 1000)
@@ -146,15 +162,19 @@ def test_blocking_commits_each_layer_when_its_own_precursors_have_ended() -> Non
 
 
 @given(st.data())
-def test_any_interleaving_gives_the_blocking_prompts(data: st.DataObject) -> None:
+def test_any_interleaving_gives_the_prompts_of_blocking_with_its_slot_order(data: st.DataObject) -> None:
     tree = tree_4_2_1()
     bounds = data.draw(st.tuples(st.integers(1, 12), st.none() | st.integers(1, 12)))
-    world = World(make_plan(tree, "spliced", ChunkPolicy(min_tokens=bounds[0], max_tokens=bounds[1])))
+    slots = data.draw(st.sampled_from(get_args(SlotOrder)))
+    world = World(make_plan(tree, "spliced", ChunkPolicy(min_tokens=bounds[0], max_tokens=bounds[1]), slots))
     world.tell(Started(at=0.0))
     while world.plan.outcome is None:
         kind, agent = data.draw(st.sampled_from(sorted(world.choices())))
         world.move(kind, agent, data.draw(st.integers(1, 24)))
-    expected = run_blocking(tree)
+    orders = {agent: progress.prompt.bound for agent, progress in world.plan.progress.items()}
+    if slots == "fixed":
+        assert all(list(world.plan.progress[agent].agent.precursors) == order for agent, order in orders.items())
+    expected = run_blocking(tree, orders)
     assert world.plan.outcome == Conclude("done", None)
     assert world.prompts == expected.prompts
     assert world.emitted == expected.emitted

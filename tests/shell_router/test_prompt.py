@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,13 +77,19 @@ def prompts(draw: st.DrawFn) -> tuple[list[Static | Slot], dict[str, list[int]]]
     return parts, answers
 
 
+def filled(parts: list[Static | Slot], answers: dict[str, list[int]], order: Sequence[str]) -> list[int]:
+    """The prompt with the answers of `order` in its slots."""
+    agents = iter(order)
+    return [token for part in parts for token in (part.ids if isinstance(part, Static) else answers[next(agents)])]
+
+
 @given(prompts(), st.data())
 def test_any_interleaving_gives_the_whole_prompt_once_and_in_order(
     case: tuple[list[Static | Slot], dict[str, list[int]]], data: st.DataObject
 ) -> None:
     parts, answers = case
-    expected = [token for part in parts for token in (part.ids if isinstance(part, Static) else answers[part.agent])]
-    cache, prompt = AgentPromptCache(SLOTS), Prompt(parts)
+    order = data.draw(st.none() | st.permutations(SLOTS))
+    cache, prompt = AgentPromptCache(dict.fromkeys(SLOTS, 12)), Prompt(parts, order)
     sent: list[int] = []
     pending = {slot: list(ids) for slot, ids in answers.items()}
     while pending:
@@ -95,13 +103,31 @@ def test_any_interleaving_gives_the_whole_prompt_once_and_in_order(
             del pending[slot]
         prompt.advance(cache)
         # Never past the first slot that is not final.
-        assert prompt.ids == expected[: len(prompt.ids)]
-        for part in parts:
-            if isinstance(part, Slot) and not cache.ended(part.agent):
-                assert not prompt.whole
-                break
+        assert all(cache.ended_at(agent) is not None for agent in prompt.bound[:-1])
+        assert prompt.whole == (not pending)
         sent += prompt.take(data.draw(st.integers(0, len(prompt.ids) - prompt.sent)))
         assert prompt.sent == len(sent) <= len(prompt.ids)
     prompt.advance(cache)
     assert prompt.whole
-    assert [*sent, *prompt.take_rest()] == expected
+    if order is not None:
+        assert prompt.bound == list(order)
+    assert [*sent, *prompt.take_rest()] == filled(parts, answers, prompt.bound)
+
+
+def test_slots_go_to_who_ended_first_then_to_who_can_end_soonest() -> None:
+    cache = AgentPromptCache({"slow": 100, "quick": 20, "next": 60})
+    prompt = Prompt([Static((1,)), Slot("slow"), Static((2,)), Slot("quick"), Slot("next"), Static((3,))])
+    prompt.advance(cache)
+    assert prompt.ids == [1], "nobody has begun"
+    for agent in ("slow", "next", "quick"):
+        cache.extend(agent, [ord(agent[0])], [], "")
+    prompt.advance(cache)
+    assert prompt.bound == ["quick"], "fewest tokens left"
+    cache.end("next")
+    cache.end("slow")
+    prompt.advance(cache)
+    assert prompt.bound == ["quick"], "a bound slot keeps its agent"
+    cache.end("quick")
+    prompt.advance(cache)
+    assert prompt.bound == ["quick", "next", "slow"], "then in the order in which they ended"
+    assert prompt.ids == [1, ord("q"), 2, ord("n"), ord("s"), 3]

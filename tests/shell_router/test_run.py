@@ -10,8 +10,9 @@ import pytest
 from shell_router.config import ModelConfig
 from shell_router.core.events import Finished, Started
 from shell_router.core.prompt import Message
+from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Tree
-from shell_router.errors import PromptTooLong, RunFailed, UnknownRun, UnknownTree
+from shell_router.errors import PromptTooLong, RequestError, RunFailed, UnknownRun, UnknownTree
 from shell_router.record import Mode, RunRecord
 from shell_router.run import Run
 from shell_router.service import RunRequest, Service
@@ -42,9 +43,12 @@ async def finish(run: Run) -> str:
     return "".join([piece async for piece in run.text()])
 
 
-async def record_of(engine: FakeEngine, mode: Mode) -> RunRecord:
+async def record_of(
+    engine: FakeEngine, mode: Mode, slots: SlotOrder = "fixed", replay: RunRecord | None = None
+) -> RunRecord:
+    orders = {each.id: each.slot_order for each in replay.agents} if replay else {}
     service = make_service(engine)
-    run = service.start(RunRequest(tree="t", conversation=QUESTION, mode=mode))
+    run = service.start(RunRequest(tree="t", conversation=QUESTION, mode=mode, slots=slots, slot_orders=orders))
     text = await finish(run)
     record = run.record()
     assert record.agents[-1].text == text
@@ -60,6 +64,37 @@ async def test_spliced_and_blocking_give_the_same_prompts_and_answers() -> None:
     assert not any(each.chunks for each in blocking.agents)
     assert len(blocking_engine.requests) == len(blocking.agents)
     assert blocking.state == spliced.state == "done"
+
+
+async def test_blocking_replays_the_slot_order_of_a_spliced_run() -> None:
+    # The second proposer of each cluster ends first.
+    hold: dict[str, asyncio.Event] = {"-p1": asyncio.Event(), "-p3": asyncio.Event()}
+
+    def gate(request: GenerateRequest, position: int) -> asyncio.Event | None:
+        return next((event for name, event in hold.items() if request.request_id.endswith(name)), None)
+
+    run = make_service(FakeEngine(gate=gate)).start(RunRequest(tree="t", conversation=QUESTION))
+    ended: set[str] = set()
+    async for event in run.events():
+        if isinstance(event, Finished):
+            ended.add(event.agent)
+        if ended == {"p2", "p4"}:
+            for held in hold.values():
+                held.set()
+    record = run.record()
+    aggregator = next(each for each in record.agents if each.id == "a1")
+    assert aggregator.precursors == ("p1", "p2")
+    assert aggregator.slot_order == ("p2", "p1")
+    replayed = await record_of(FakeEngine(), "blocking", replay=record)
+    assert [each.prompt_ids for each in replayed.agents] == [each.prompt_ids for each in record.agents]
+    assert [each.output_ids for each in replayed.agents] == [each.output_ids for each in record.agents]
+
+
+async def test_a_slot_order_must_name_each_precursor_once() -> None:
+    service = make_service(FakeEngine())
+    for order in (("p1",), ("p1", "p1"), ("p1", "p3")):
+        with pytest.raises(RequestError, match=r"slot_orders\.a1: it must name each precursor of agent 'a1'"):
+            service.start(RunRequest(tree="t", conversation=QUESTION, slot_orders={"a1": order}))
 
 
 async def test_spliced_mode_prefills_while_precursors_are_held() -> None:
