@@ -1,4 +1,4 @@
-"""`python -m shell_router --config FILE`: serve until SIGINT or SIGTERM."""
+"""`python -m shell_router --config FILE`: serve until SIGINT or SIGTERM, then let runs end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
 from shell_router.app import open_app
 from shell_router.config import ConfigError, RouterConfig, load_json
+from shell_router.handlers.keys import SERVICE
+
+logger = logging.getLogger("shell_router")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FAREWELL_S = 2.0
+"""For a client to take the end of its answer when its run is over."""
 
 
 def main() -> int:
@@ -22,7 +32,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     try:
-        asyncio.run(_serve(load_json(arguments.config, RouterConfig)))
+        asyncio.run(_run(load_json(arguments.config, RouterConfig)))
     except ConfigError as error:
         print(f"shell_router: {error}", file=sys.stderr)
         return 2
@@ -32,23 +42,46 @@ def main() -> int:
     return 0
 
 
-async def _serve(config: RouterConfig) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+async def _run(config: RouterConfig) -> None:
     async with open_app(config) as app:
-        # Cancelling a handler whose client went away is what cancels its run.
-        runner = web.AppRunner(app, handler_cancellation=True)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, config.host, config.port)
-            await site.start()
-            host, port = runner.addresses[0][:2]
-            logging.getLogger("shell_router").info("listening on http://%s:%s", host, port)
-            await stop.wait()
-        finally:
-            await runner.cleanup()
+        await serve(app, config.host, config.port, drain_s=config.limits.drain_s)
+
+
+async def serve(app: web.Application, host: str, port: int, *, drain_s: float) -> None:
+    """Serve `app` until a signal. Then admit no run, let those there are go on for `drain_s`, and cancel what is left.
+
+    A second signal cancels at once. Later ones change nothing: to free engines takes bounded time.
+    """
+    stop = asyncio.Event()
+    _on_signals(stop.set)
+    # Cancelling a handler whose client went away is what cancels its run. What handlers still have to send when their
+    # runs are over is little.
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_FAREWELL_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        bound_host, bound_port = runner.addresses[0][:2]
+        logger.info("listening on http://%s:%s", bound_host, bound_port)
+        await stop.wait()
+        logger.info("draining: no run is admitted; those there are have %g s", drain_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_s) as deadline:
+                _on_signals(partial(_bring_forward, deadline))
+                # The port stays open: `/ready` says 503, and clients can read what has become of their runs.
+                await app[SERVICE].drain()
+    finally:
+        _on_signals(lambda: None)
+        await runner.cleanup()
+
+
+def _bring_forward(deadline: asyncio.Timeout) -> None:
+    if not deadline.expired():
+        deadline.reschedule(asyncio.get_running_loop().time())
+
+
+def _on_signals(action: Callable[[], object]) -> None:
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, action)
 
 
 if __name__ == "__main__":

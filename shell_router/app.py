@@ -8,10 +8,13 @@ from contextlib import asynccontextmanager
 import aiohttp
 from aiohttp import web
 
+from shell_router.admission import Admission
+from shell_router.auth import Guard, load_guard
 from shell_router.config import RouterConfig
-from shell_router.errors import RequestError, RouterError
-from shell_router.handlers import health, openai, runs
-from shell_router.handlers.keys import SERVICE
+from shell_router.errors import BodyTooLarge, RequestError, RouterError
+from shell_router.handlers import cancel, health, metrics, openai, runs
+from shell_router.handlers.keys import METRICS, SERVICE
+from shell_router.metrics import Metrics
 from shell_router.service import Service, load_trees
 from shell_router.tokenizer import HubTokenizer
 from shell_router.transport.http import HttpEngine
@@ -20,19 +23,25 @@ from shell_router.transport.resend import ResendSessions
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build_app(service: Service, *, body_bytes: int) -> web.Application:
-    """The application around `service`; bodies larger than `body_bytes` are refused."""
-    app = web.Application(middlewares=[_tell_errors], client_max_size=body_bytes)
+def build_app(service: Service, *, body_bytes: int, guard: Guard | None = None) -> web.Application:
+    """The application around `service`; bodies larger than `body_bytes` are refused, and what `guard` refuses."""
+    middlewares = [_tell_errors] if guard is None else [_tell_errors, guard.middleware]
+    app = web.Application(middlewares=middlewares, client_max_size=body_bytes)
     app[SERVICE] = service
+    app[METRICS] = Metrics(running=lambda: service.running, queued=lambda: service.admission.line.waiting)
+    service.observers.append(app[METRICS].observe)
     app.add_routes(
         [
             web.get("/health", health.health),
             web.get("/ready", health.ready),
+            web.get("/metrics", metrics.metrics),
             web.get("/v1/models", openai.list_models),
             web.post("/v1/chat/completions", openai.Chat().handle),
             web.post("/v1/completions", openai.Completion().handle),
             web.get("/v1/runs/{id}", runs.get_run),
+            web.delete("/v1/runs/{id}", cancel.delete_run),
             web.get("/v1/runs/{id}/events", runs.get_events),
+            web.get("/v1/runs/{id}/trace", runs.get_trace),
         ]
     )
     app.on_shutdown.append(_end_runs)
@@ -42,6 +51,7 @@ def build_app(service: Service, *, body_bytes: int) -> web.Application:
 @asynccontextmanager
 async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
     """Yield the application for `config` with its HTTP client open. Raises `ConfigError`."""
+    guard = load_guard(config)
     trees = load_trees(config)
     models = {model.name: model for model in config.models}
     # Models often share a tokenizer; it is loaded once.
@@ -56,8 +66,9 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
             engine=engine,
             sessions=ResendSessions(engine),
             finished_runs=config.limits.finished_runs,
+            admission=Admission(running=config.limits.concurrent_runs, waiting=config.limits.queued_runs),
         )
-        yield build_app(service, body_bytes=config.limits.body_bytes)
+        yield build_app(service, body_bytes=config.limits.body_bytes, guard=guard)
 
 
 async def _end_runs(app: web.Application) -> None:
@@ -70,12 +81,18 @@ async def _tell_errors(request: web.Request, handler: Handler) -> web.StreamResp
     try:
         return await handler(request)
     except RouterError as error:
-        return web.json_response(error.body(), status=error.status)
+        return _told(error)
+    except web.HTTPRequestEntityTooLarge:
+        return _told(BodyTooLarge(f"the body is larger than {request.client_max_size} bytes"))
     except web.HTTPException as error:
         if error.status < 400:
             raise
         told = RequestError(f"{request.method} {request.path}: {error.reason}")
         return web.json_response(told.body(), status=error.status, headers=_kept(error))
+
+
+def _told(error: RouterError) -> web.Response:
+    return web.json_response(error.body(), status=error.status, headers=error.headers)
 
 
 def _kept(error: web.HTTPException) -> dict[str, str]:

@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PositiveInt = Annotated[int, Meta(ge=1)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
+NonNegativeInt = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
@@ -48,10 +50,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds that keep one router process healthy."""
 
+    concurrent_runs: PositiveInt = 64
+    """Runs that execute at a time."""
+    queued_runs: NonNegativeInt = 128
+    """Runs that wait for a place, first come, first served; beyond these a request is answered 429."""
     body_bytes: PositiveInt = 4 * 1024 * 1024
     """Largest request body."""
     finished_runs: PositiveInt = 256
     """Finished run records kept in memory, the oldest are dropped first."""
+    drain_s: NonNegativeFloat = 30.0
+    """On SIGTERM or SIGINT, how long runs may go on before they are cancelled. A second signal cancels them at once."""
     connect_timeout_s: PositiveFloat = 10.0
     """For a connection to a worker or sglang-router."""
     idle_timeout_s: PositiveFloat = 600.0
@@ -68,6 +76,11 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trees: tuple[str, ...]
     """Paths of tree JSON files, each served as a model of the OpenAI API."""
     limits: LimitsConfig = LimitsConfig()
+    api_key_env: Annotated[str, Meta(min_length=1)] | None = None
+    """Name of the environment variable that holds the API key clients must send; without one the API is open.
+
+    The key itself is never in a file.
+    """
 
 
 def load_json(path: Path, kind: type[T]) -> T:

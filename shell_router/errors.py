@@ -4,7 +4,11 @@ RouterError                    something a client is told, in OpenAI's error for
 ├── RequestError               the request cannot be served as it is (4xx; no retry helps)
 │   ├── UnknownTree            404
 │   ├── UnknownRun             404
-│   └── PromptTooLong          400, `context_length_exceeded`
+│   ├── PromptTooLong          400, `context_length_exceeded`
+│   └── BodyTooLarge           413, `body_too_large`
+├── InvalidApiKey              401, `invalid_api_key`
+├── TooManyRuns                429, `too_many_runs`; `Retry-After` says when to come back
+├── ShuttingDown               503, `shutting_down`; another router, or this one once it is back
 ├── EngineError                a worker or sglang-router failed (502; a retry may help)
 │   └── EngineUnreachable      no connection (503)
 └── RunFailed                  an agent of a run failed (502); names the agent
@@ -30,6 +34,11 @@ class RouterError(Exception):
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that belong to the answer."""
+        return {}
 
 
 class RequestError(RouterError):
@@ -57,6 +66,51 @@ class PromptTooLong(RequestError):
     """An agent's prompt and answer could be longer than its model's context."""
 
     code = "context_length_exceeded"
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than this router reads."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class InvalidApiKey(RouterError):
+    """The request carries no API key, or a wrong one."""
+
+    status = 401
+    kind = "invalid_request_error"
+    code = "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class TooManyRuns(RouterError):
+    """All places are taken, those in the queue as well."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "too_many_runs"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
+class ShuttingDown(RouterError):
+    """No run is admitted any more."""
+
+    status = 503
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("the router is shutting down")
 
 
 class EngineError(RouterError):

@@ -35,6 +35,8 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: AgentState
     finish_reason: str | None
     """`stop`, `length` or `abort`, as SGLang says it."""
+    attempts: int
+    """How often the answer was asked for: 2 when a first request failed before any token came."""
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int

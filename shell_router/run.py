@@ -191,6 +191,7 @@ class Run:
             slot_order=tuple(progress.prompt.bound),
             state=_STATES[progress.state],
             finish_reason=finished.reason if finished else None,
+            attempts=progress.attempts,
             prompt_tokens=finished.prompt_tokens if finished else len(progress.prompt.ids),
             output_tokens=finished.completion_tokens if finished else len(answers.ids(agent.id)),
             cached_tokens=finished.cached_tokens if finished else 0,
@@ -219,9 +220,9 @@ class Run:
         for command in self._plan.step(event):
             match command:
                 case Append():
-                    self._start(command.agent, self._append(command))
+                    self._start(command.agent, "append", self._append(command))
                 case Commit():
-                    self._start(command.agent, self._commit(command))
+                    self._start(command.agent, "answer", self._commit(command))
                 case Release():
                     self._releases.add(asyncio.create_task(self._release(command.agent)))
                 case Emit():
@@ -235,16 +236,18 @@ class Run:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _start(self, agent: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._report_failure(agent, work))
+    def _start(self, agent: str, kind: Literal["append", "answer"], work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._report_failure(agent, kind, work))
         self._work[agent].add(task)
         task.add_done_callback(self._work[agent].discard)
 
-    async def _report_failure(self, agent: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _report_failure(
+        self, agent: str, kind: Literal["append", "answer"], work: Coroutine[Any, Any, None]
+    ) -> None:
         try:
             await work
         except EngineError as error:
-            self._inbox.put_nowait(Failed(at=self._now(), agent=agent, message=error.message))
+            self._inbox.put_nowait(Failed(at=self._now(), agent=agent, during=kind, message=error.message))
 
     async def _append(self, command: Append) -> None:
         await self._sessions[command.agent].append(command.ids)

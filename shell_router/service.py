@@ -7,17 +7,19 @@ import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from shell_router.config import ConfigError, ModelConfig, RouterConfig, load_tree
+from shell_router.admission import Admission, Ticket
+from shell_router.config import ConfigError, LimitsConfig, ModelConfig, RouterConfig, load_tree
 from shell_router.core.plan import ChunkPolicy, Plan
 from shell_router.core.prompt import ChatTokenizer, Message, Segment, compile_prompt, prompt_bound
 from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Sampling, Tree
-from shell_router.errors import PromptTooLong, RequestError, UnknownRun, UnknownTree
+from shell_router.errors import PromptTooLong, RequestError, ShuttingDown, UnknownRun, UnknownTree
 from shell_router.record import Mode, RunRecord
 from shell_router.run import Run, RunHead
 from shell_router.transport.base import Engine, SessionFactory
@@ -25,6 +27,9 @@ from shell_router.transport.base import Engine, SessionFactory
 logger = logging.getLogger(__name__)
 
 _SEED_SPACE = 2**31
+
+Observer = Callable[[RunRecord, float], None]
+"""Told each run that has ended, and the seconds it had waited for its place."""
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +49,24 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A request that can be served: its tree, and each agent's compiled prompt and sampling."""
+
+    request: RunRequest
+    tree: Tree
+    segments: Mapping[str, Sequence[Segment]]
+    sampling: Mapping[str, Sampling]
+
+
+@dataclass(frozen=True)
+class _Running:
+    run: Run
+    task: asyncio.Task[None]
+    ticket: Ticket | None
+    """The run's place; None for one that was started whatever the limits."""
+
+
 class Service:
     """The trees this router serves and the runs it has started."""
 
@@ -56,19 +79,47 @@ class Service:
         engine: Engine,
         sessions: SessionFactory,
         finished_runs: int,
+        admission: Admission | None = None,
     ) -> None:
-        """`tokenizers` has one for each model; `finished_runs` bounds the records kept."""
+        """`tokenizers` has one for each model; `finished_runs` bounds the records kept.
+
+        `admission` bounds the runs that `submit` executes at a time; the default is that of `LimitsConfig`.
+        """
         self.trees = {tree.name: tree for tree in trees}
         self._models = models
         self._tokenizers = tokenizers
         self._engine = engine
         self._sessions = sessions
         self._finished_limit = finished_runs
-        self._running: dict[str, tuple[Run, asyncio.Task[None]]] = {}
+        limits = LimitsConfig()
+        self.admission = admission or Admission(running=limits.concurrent_runs, waiting=limits.queued_runs)
+        self.observers: list[Observer] = []
+        self._running: dict[str, _Running] = {}
         self._finished: OrderedDict[str, Run] = OrderedDict()
 
+    async def submit(self, request: RunRequest) -> Run:
+        """Start a run as soon as there is a place for it; its clock starts then.
+
+        Raises what `start` raises, `TooManyRuns` or `ShuttingDown`. Cancelling this leaves the queue.
+        """
+        # Before the prompts are compiled: turning a request away must cost next to nothing.
+        self.admission.check()
+        prepared = self._prepare(request)
+        ticket = await self.admission.enter()
+        try:
+            return self._launch(prepared, ticket)
+        except BaseException:
+            self.admission.leave(ticket)
+            raise
+
     def start(self, request: RunRequest) -> Run:
-        """Start a run. Raises `UnknownTree` or `PromptTooLong` before anything is sent to an engine."""
+        """Start a run now, whatever the limits.
+
+        Raises `UnknownTree`, `RequestError` or `PromptTooLong` before anything is sent to an engine.
+        """
+        return self._launch(self._prepare(request), None)
+
+    def _prepare(self, request: RunRequest) -> _Prepared:
         tree = self.trees.get(request.tree)
         if tree is None:
             raise UnknownTree(
@@ -82,11 +133,14 @@ class Service:
         sampling = {agent.id: agent.sampling for agent in tree.agents}
         sampling[tree.root.id] = msgspec.structs.replace(tree.root.sampling, **request.root_sampling)
         self._check_length(tree, segments, sampling)
+        return _Prepared(request, tree, segments, sampling)
 
+    def _launch(self, prepared: _Prepared, ticket: Ticket | None) -> Run:
+        request, tree, sampling = prepared.request, prepared.tree, prepared.sampling
         run_id = f"run-{uuid.uuid4().hex}"
         plan = Plan(
             tree,
-            segments,
+            prepared.segments,
             mode=request.mode,
             page_sizes={name: model.page_size for name, model in self._models.items()},
             chunks=request.chunks,
@@ -113,14 +167,19 @@ class Service:
         )
         run = Run(head, plan, sessions)
         task = asyncio.create_task(run.execute(), name=run_id)
-        self._running[run_id] = (run, task)
+        self._running[run_id] = _Running(run, task, ticket)
         task.add_done_callback(lambda done: self._retire(run_id, done))
         return run
+
+    @property
+    def running(self) -> int:
+        """Runs that execute now."""
+        return len(self._running)
 
     def run(self, run_id: str) -> Run:
         """A running or finished run. Raises `UnknownRun`."""
         if run_id in self._running:
-            return self._running[run_id][0]
+            return self._running[run_id].run
         if run_id in self._finished:
             return self._finished[run_id]
         raise UnknownRun(f"there is no run {run_id!r} (records of finished runs are dropped, the oldest first)")
@@ -133,24 +192,40 @@ class Service:
         entry = self._running.get(run.head.id)
         if entry is not None:
             run.cancel(reason)
-            await asyncio.shield(asyncio.wait([entry[1]]))
+            await asyncio.shield(asyncio.wait([entry.task]))
+
+    async def drain(self) -> None:
+        """Admit no run any more and return when none is left."""
+        self.admission.close()
+        while self._running:
+            await asyncio.wait([entry.task for entry in self._running.values()])
 
     async def close(self) -> None:
-        """End all runs."""
-        await asyncio.gather(*(self.cancel(run, "the router is shutting down") for run, _ in self._running.values()))
+        """Admit no run any more and end all there are."""
+        self.admission.close()
+        await asyncio.gather(
+            *(self.cancel(entry.run, "the router is shutting down") for entry in self._running.values())
+        )
 
     async def check_ready(self) -> None:
-        """Return when all models can serve, else raise `EngineError`."""
+        """Return when runs are admitted and all models can serve, else raise `ShuttingDown` or `EngineError`."""
+        if self.admission.line.closed:
+            raise ShuttingDown
         used = {model for tree in self.trees.values() for model in tree.models}
         await asyncio.gather(*(self._engine.check_ready(model) for model in sorted(used)))
 
     def _retire(self, run_id: str, task: asyncio.Task[None]) -> None:
-        run, _ = self._running.pop(run_id)
+        entry = self._running.pop(run_id)
+        if entry.ticket is not None:
+            self.admission.leave(entry.ticket)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("run %s broke off", run_id, exc_info=error)
-        self._finished[run_id] = run
+        self._finished[run_id] = entry.run
         while len(self._finished) > self._finished_limit:
             self._finished.popitem(last=False)
+        queued_s = entry.ticket.queued_s if entry.ticket is not None else 0.0
+        for observer in self.observers:
+            observer(entry.run.record(), queued_s)
 
     def _check_length(
         self, tree: Tree, segments: Mapping[str, Sequence[Segment]], sampling: Mapping[str, Sampling]

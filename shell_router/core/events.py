@@ -49,9 +49,10 @@ class Finished(_Event, frozen=True, kw_only=True):
 
 
 class Failed(_Event, frozen=True, kw_only=True):
-    """An agent's request or append failed."""
+    """An append or the answer of an agent failed on the engine."""
 
     agent: str
+    during: Literal["append", "answer"]
     message: str
 
 
@@ -74,7 +75,10 @@ class Append:
 
 @dataclass(frozen=True)
 class Commit:
-    """Prefill `ids`, the rest of `agent`'s prompt, and answer: `Tokens`, then `Finished`."""
+    """Prefill `ids`, the rest of `agent`'s prompt, and answer: `Tokens`, then `Finished`.
+
+    A second commit without ids asks again, after the first attempt failed.
+    """
 
     agent: str
     ids: tuple[int, ...]

@@ -42,6 +42,9 @@ from shell_router.core.prompt_cache import AgentPromptCache
 from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Agent, Tree
 
+MAX_ATTEMPTS = 2
+"""How often an answer is asked for while no token of it has come."""
+
 
 class ChunkPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much an append carries, tokens; both bounds are rounded up to whole pages.
@@ -86,6 +89,8 @@ class Progress:
     state: AgentState = AgentState.WAITING
     ready: float | None = None
     committed: float | None = None
+    attempts: int = 0
+    """How often the answer has been asked for."""
     first_token: float | None = None
     ended: float | None = None
     chunks: list[Chunk] = field(default_factory=list)
@@ -178,11 +183,7 @@ class Plan:
             case Finished():
                 return self._finished(event)
             case Failed():
-                self._end(event.agent, AgentState.FAILED, event.at)
-                return [
-                    Release(event.agent),
-                    *self._conclude("failed", f"agent {event.agent!r}: {event.message}", event.at),
-                ]
+                return self._failed(event)
             case Cancelled():
                 return self._conclude("cancelled", event.reason, event.at)
 
@@ -220,10 +221,25 @@ class Plan:
         if self._spliced:
             self._unsettled[agent] = None
 
+    def _failed(self, event: Failed) -> list[Command]:
+        progress = self.progress[event.agent]
+        if event.during == "append":
+            # Appends only save time. This one stays unanswered, so no other follows, and the commit sends what it held.
+            return []
+        if progress.first_token is None and progress.attempts < MAX_ATTEMPTS:
+            # Nobody has seen a token of it: ask again. The session has the whole prompt by now.
+            progress.attempts += 1
+            progress.committed = event.at
+            return [Commit(event.agent, ())]
+        self._end(event.agent, AgentState.FAILED, event.at)
+        message = f"agent {event.agent!r}: {event.message}"
+        return [Release(event.agent), *self._conclude("failed", message, event.at)]
+
     def _commit(self, agent: str, at: float) -> Command:
         progress = self.progress[agent]
         progress.prompt.advance(self.answers)
         progress.ready = progress.committed = at
+        progress.attempts = 1
         progress.state = AgentState.COMMITTED
         return Commit(agent, progress.prompt.take_rest())
 

@@ -1,1 +1,1 @@
-"""HTTP handlers: OpenAI's API (`openai`), run records (`runs`) and health (`health`)."""
+"""HTTP handlers: OpenAI's API (`openai`), run records (`runs`, `cancel`), `health` and `metrics`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from shell_router.errors import EngineError
+from shell_router.errors import RouterError
 from shell_router.handlers.keys import SERVICE
 
 
@@ -14,9 +14,9 @@ async def health(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """`GET /ready`: 200 when all models of all trees can serve, else 503 with the first that cannot."""
+    """`GET /ready`: 200 when runs are admitted and all models of all trees can serve, else 503 with the reason."""
     try:
         await request.app[SERVICE].check_ready()
-    except EngineError as error:
+    except RouterError as error:
         return web.json_response({"status": "not ready", "reason": error.message}, status=503)
     return web.json_response({"status": "ready"})

@@ -133,9 +133,9 @@ async def list_models(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def _run(request: web.Request, run_request: RunRequest) -> AsyncIterator[Run]:
-    """A run that does not outlive its request: a client that goes away cancels it."""
+    """A run that does not outlive its request: a client that goes away cancels it, or leaves the queue."""
     service = request.app[SERVICE]
-    run = service.start(run_request)
+    run = await service.submit(run_request)
     try:
         yield run
     except (asyncio.CancelledError, ConnectionError):

@@ -65,7 +65,10 @@ class PrefillSession(Protocol):
         """Prefill `ids` after all earlier ones; returns when their KV is there."""
 
     def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
-        """Prefill the rest of the prompt and answer. Without an append before it, this is one plain request."""
+        """Prefill the rest of the prompt and answer. Without an append before it, this is one plain request.
+
+        After an answer that failed, commit without ids asks again. A failed append loses nothing: commit sends its ids.
+        """
 
     async def close(self) -> None:
         """Stop whatever the session runs and free what it holds. Harmless after the answer has ended."""

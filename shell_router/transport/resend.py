@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from shell_router.core.tree import Sampling
+from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, Engine, GenerateRequest
 
 _PROBE = Sampling(max_new_tokens=1, temperature=0)
@@ -27,6 +28,7 @@ class ResendSession:
         self._answer = answer
         self._ids: list[int] = []
         self._appends = 0
+        self._commits = 0
         # The commit waits for an append in flight: until that ends, the cache cannot serve what it computes.
         self._turn = asyncio.Lock()
         self._running: str | None = None
@@ -49,7 +51,15 @@ class ResendSession:
     async def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
         async with self._turn:
             self._ids.extend(ids)
-            answer = dataclasses.replace(self._answer, input_ids=tuple(self._ids))
+            self._commits += 1
+            if self._running is not None:
+                # What failed here may still run there. If that worker is gone, so is the request.
+                with suppress(EngineError):
+                    await self.close()
+            again = f"-again{self._commits - 1}" if self._commits > 1 else ""
+            answer = dataclasses.replace(
+                self._answer, request_id=f"{self._answer.request_id}{again}", input_ids=tuple(self._ids)
+            )
             async with aclosing(self._run(answer)) as deltas:
                 async for delta in deltas:
                     yield delta

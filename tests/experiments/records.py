@@ -76,6 +76,7 @@ def _agent(mode: Mode, layer: int, index: int, precursors: Sequence[AgentRecord]
         cluster=index,
         precursors=tuple(agent.id for agent in precursors),
         slot_order=tuple(agent.id for agent in precursors),
+        attempts=1,
         state="done",
         finish_reason="stop",
         prompt_tokens=100,

@@ -63,6 +63,7 @@ class World:
     pending: dict[str, list[int]] = field(default_factory=dict)
     in_flight: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
+    retried: list[str] = field(default_factory=list)
     emitted: str = ""
     log: list[tuple[Event, list[Command]]] = field(default_factory=list)
 
@@ -79,6 +80,9 @@ class World:
                     self.in_flight.add(agent)
                     self.held.add(agent)
                     self.appended.setdefault(agent, []).append(ids)
+                case Commit(agent, ()) if agent in self.prompts:
+                    assert self.plan.progress[agent].attempts == 2
+                    self.retried.append(agent)
                 case Commit(agent, ids):
                     assert agent not in self.prompts, "two commits"
                     self.held.add(agent)
@@ -194,8 +198,9 @@ def test_after_any_cancellation_point_everything_held_is_released(data: st.DataO
             world.tell(Cancelled(at=world.now(), reason="enough"))
             assert world.plan.outcome == Conclude("cancelled", "enough")
         else:
-            agent = data.draw(st.sampled_from(sorted(world.held)))
-            world.tell(Failed(at=world.now(), agent=agent, message="broke"))
+            agent = data.draw(st.sampled_from(sorted(world.held & world.prompts.keys())))
+            while world.plan.outcome is None:
+                world.tell(Failed(at=world.now(), agent=agent, during="answer", message="broke"))
             assert world.plan.outcome == Conclude("failed", f"agent {agent!r}: broke")
             assert world.plan.progress[agent].state is AgentState.FAILED
     assert world.held == set()
@@ -240,6 +245,40 @@ def test_what_arrives_together_is_committed_without_an_append_between() -> None:
     world.decode("p2", 1000)
     assert world.appended.get("a1") is None
     assert "a1" in world.prompts
+
+
+def test_an_answer_that_fails_before_its_first_token_is_asked_for_again_once() -> None:
+    world = World(make_plan(tree_4_2_1(), "blocking"))
+    world.tell(Started(at=0.0))
+    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke"))
+    assert world.retried == ["p1"]
+    assert world.plan.outcome is None
+    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke again"))
+    assert world.plan.outcome == Conclude("failed", "agent 'p1': broke again")
+    assert world.held == set()
+
+
+def test_an_answer_that_fails_after_its_first_token_fails_the_run() -> None:
+    world = World(make_plan(tree_4_2_1(), "blocking"))
+    world.tell(Started(at=0.0))
+    world.decode("p1", 1)
+    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke"))
+    assert world.plan.outcome == Conclude("failed", "agent 'p1': broke")
+
+
+def test_an_append_that_fails_costs_time_only() -> None:
+    world = World(make_plan(tree_4_2_1(), "spliced"))
+    world.tell(Started(at=0.0))
+    world.decode("p1", 1)
+    world.decode("p2", 1)
+    world.settle()
+    assert len(world.appended["a1"]) == 1
+    world.tell(Failed(at=world.now(), agent="a1", during="append", message="broke"))
+    world.decode("p1", 1000)
+    world.settle()
+    assert len(world.appended["a1"]) == 1, "no append follows one that failed"
+    world.decode("p2", 1000)
+    assert world.prompts["a1"] == run_blocking(world.plan.tree).prompts["a1"]
 
 
 def test_hidden_and_exposed_prefill() -> None:

@@ -138,7 +138,7 @@ async def test_root_text_streams_before_the_answer_ends() -> None:
 
 
 async def test_an_agent_that_fails_ends_the_run_and_is_named() -> None:
-    engine = FakeEngine(fail_at=lambda request: 0 if request.request_id.endswith("-a1") else None)
+    engine = FakeEngine(fail_at=lambda request: 0 if "-a1" in request.request_id else None)
     run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, mode="blocking"))
     with pytest.raises(RunFailed, match="agent 'a1': the fake engine was told to fail"):
         await finish(run)
@@ -146,6 +146,42 @@ async def test_an_agent_that_fails_ends_the_run_and_is_named() -> None:
     assert record.state == "failed"
     assert next(each for each in record.agents if each.id == "a1").state == "failed"
     assert engine.running == set()
+
+
+async def test_a_first_request_that_fails_is_made_again_and_its_remains_aborted() -> None:
+    failed: set[str] = set()
+
+    def fail_once(request: GenerateRequest) -> int | None:
+        if request.request_id.endswith(("-p1", "-a1")) and request.request_id not in failed:
+            failed.add(request.request_id)
+            return 0
+        return None
+
+    engine = FakeEngine(fail_at=fail_once)
+    record = await record_of(engine, "spliced")
+    assert {each.id: each.attempts for each in record.agents if each.attempts > 1} == {"p1": 2, "a1": 2}
+    assert set(engine.aborted) == failed
+    undisturbed = await record_of(FakeEngine(), "spliced")
+    assert [each.output_ids for each in record.agents] == [each.output_ids for each in undisturbed.agents]
+
+
+async def test_a_failing_append_changes_no_answer() -> None:
+    hold = asyncio.Event()
+
+    def fail_append(request: GenerateRequest) -> int | None:
+        if "-append" in request.request_id:
+            hold.set()
+            return 0
+        return None
+
+    def gate(request: GenerateRequest, position: int) -> asyncio.Event | None:
+        return hold if request.request_id.endswith("-p1") and position == 1 else None
+
+    engine = FakeEngine(fail_at=fail_append, gate=gate)
+    record = await record_of(engine, "spliced")
+    assert any("-append" in request.request_id for request in engine.requests)
+    undisturbed = await record_of(FakeEngine(), "blocking")
+    assert [each.output_ids for each in record.agents] == [each.output_ids for each in undisturbed.agents]
 
 
 @pytest.mark.parametrize(

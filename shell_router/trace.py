@@ -1,0 +1,239 @@
+"""A run as a Chrome trace, for https://ui.perfetto.dev. A record in, a JSON object out.
+
+A layer is a process, an agent a track in it, and what the agent was doing is a row of spans:
+
+waiting for precursors    until the last of them has ended, where no append is in flight
+hidden prefill            an append, while a precursor was still decoding
+exposed append            what of an append lies after the last precursor's end
+exposed prefill           from there to the first token
+decode                    from the first token to the end
+
+The hidden and the exposed spans of a finished agent add up to its `hidden_prefill_s` and `exposed_prefill_s`. An arrow
+leads from the end of each answer to the commit of who reads it. What has not ended by the last time the record knows
+ends there and is marked `unfinished`.
+
+Viewers drop spans of one track that overlap. Here each begins where the one before ended, in whole microseconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from shell_router.record import AgentRecord, RunRecord
+
+Event = dict[str, Any]
+
+# At one instant viewers take events in the order of the file: an arrow ends in the span opened last, which must be the
+# one that begins there and not a mark.
+_ORDER = {"X": 0, "s": 1, "f": 2, "i": 3, "C": 4}
+
+
+class _Track:
+    """One agent's events. Spans are laid end to end from the run's start."""
+
+    def __init__(self, pid: int, tid: int) -> None:
+        self.pid = pid
+        self.tid = tid
+        self.spans: list[Event] = []
+        self.points: list[Event] = []
+        self._end = 0
+
+    def lay(self, name: str, category: str, until: float, **args: Any) -> None:
+        """A span from the end of the one before until `until` (seconds). Arguments that are None are left out."""
+        start, self._end = self._end, max(self._end, _microseconds(until))
+        told = {key: value for key, value in args.items() if value is not None}
+        span = {"ph": "X", "name": name, "cat": category, "ts": start, "dur": self._end - start, "args": told}
+        self.spans.append(span | self._place())
+
+    def wait(self, until: float, **args: Any) -> None:
+        """Like `lay`, but no waiting is no span."""
+        if _microseconds(until) > self._end:
+            self.lay("waiting for precursors", "wait", until, **args)
+
+    def mark(self, name: str, at: float, scope: str = "t", **args: Any) -> None:
+        """A point in time (seconds), of this track (`t`) or of the whole trace (`g`)."""
+        point = {"ph": "i", "name": name, "cat": "mark", "ts": _microseconds(at), "s": scope, "args": args}
+        self.points.append(point | self._place())
+
+    def leave(self, arrow: int, at: float) -> None:
+        """The arrow's tail. It is bound to the span it lies in, so it is put into the last microsecond of that."""
+        self.points.append(self._arrow("s", arrow, max(0, _microseconds(at) - 1)))
+
+    def arrive(self, arrow: int, at: float) -> None:
+        """The arrow's head, bound to the span that holds `at` (without `bp` it would be the next one)."""
+        self.points.append(self._arrow("f", arrow, _microseconds(at)) | {"bp": "e"})
+
+    def _arrow(self, phase: str, arrow: int, ts: int) -> Event:
+        return {"ph": phase, "name": "answer", "cat": "answer", "id": arrow, "ts": ts} | self._place()
+
+    def _place(self) -> Event:
+        return {"pid": self.pid, "tid": self.tid}
+
+
+def chrome_trace(record: RunRecord) -> dict[str, Any]:
+    """The trace event format's JSON object. Works at any time of a run; times are microseconds since it began."""
+    layers = sorted({agent.layer for agent in record.agents})
+    pids = {layer: number for number, layer in enumerate(layers, start=1)}
+    # Perfetto knows a thread by its tid alone, whatever its pid, and takes one whose tid is its pid for a main thread.
+    tids = {agent.id: number for number, agent in enumerate(record.agents, start=len(pids) + 1)}
+    tracks = {agent.id: _Track(pids[agent.layer], tids[agent.id]) for agent in record.agents}
+    end = _last_known(record)
+    for agent in record.agents:
+        _lay_spans(tracks[agent.id], agent, end)
+        _mark_points(tracks[agent.id], agent, end)
+    _draw_arrows(tracks, record)
+    root = record.agents[-1]
+    if root.first_token_s is not None:
+        tracks[root.id].mark("first token of the root", root.first_token_s)
+    if record.state in ("failed", "cancelled"):
+        tracks[root.id].mark(f"run {record.state}", end, scope="g", error=record.error or "")
+
+    timed = [event for track in tracks.values() for event in (*track.spans, *track.points)]
+    for pid in pids.values():
+        spans = [span for track in tracks.values() if track.pid == pid for span in track.spans]
+        timed += _count_decoding(pid, spans)
+    timed.sort(key=lambda event: (event["ts"], _ORDER[event["ph"]]))
+    return {
+        "traceEvents": [*_names(record, pids, tids), *timed],
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "run": record.id,
+            "tree": record.tree,
+            "mode": record.mode,
+            "seed": record.seed,
+            "created": record.created,
+            "state": record.state,
+        },
+    }
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+def _last_known(record: RunRecord) -> float:
+    """The latest time in `record`, seconds: its end, or as far as is known."""
+    times = [record.duration_s]
+    for agent in record.agents:
+        times += [agent.ready_s, agent.committed_s, agent.first_token_s, agent.ended_s]
+        times += [time for chunk in agent.chunks for time in (chunk.sent_s, chunk.answered_s)]
+    return max((time for time in times if time is not None), default=0.0)
+
+
+def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
+    """What `agent` did until it ended, at the latest until `end`."""
+    over = end if agent.ended_s is None else agent.ended_s
+    unfinished = True if agent.state in ("waiting", "streaming") else None
+    ready = over if agent.ready_s is None else agent.ready_s
+    late: list[tuple[int, int, float]] = []
+    for number, chunk in enumerate(agent.chunks, start=1):
+        if chunk.answered_s is None and agent.first_token_s is not None:
+            # An answer waits for the append in flight: this one failed, and the record does not know when.
+            track.mark("append failed", chunk.sent_s, chunk=number, tokens=chunk.tokens)
+            continue
+        answered = over if chunk.answered_s is None else chunk.answered_s
+        track.wait(min(chunk.sent_s, ready))
+        track.lay(
+            "hidden prefill",
+            "prefill,hidden",
+            min(answered, ready),
+            chunk=number,
+            tokens=chunk.tokens,
+            unfinished=unfinished if chunk.answered_s is None else None,
+        )
+        if answered > ready:
+            late.append((number, chunk.tokens, answered))
+    track.wait(ready, unfinished=unfinished if agent.ready_s is None else None)
+    if agent.ready_s is None:
+        return
+
+    first = over if agent.first_token_s is None else agent.first_token_s
+    for number, tokens, answered in late:
+        track.lay("exposed append", "prefill,exposed", min(answered, first), chunk=number, tokens=tokens)
+    track.lay(
+        "exposed prefill",
+        "prefill,exposed",
+        first,
+        model=agent.model,
+        prompt_tokens=agent.prompt_tokens,
+        hidden_prefill_tokens=agent.hidden_prefill_tokens,
+        attempts=agent.attempts,
+        unfinished=unfinished if agent.first_token_s is None else None,
+    )
+    if agent.first_token_s is None:
+        return
+    track.lay(
+        "decode",
+        "decode",
+        over,
+        model=agent.model,
+        prompt_tokens=agent.prompt_tokens,
+        cached_tokens=agent.cached_tokens,
+        output_tokens=agent.output_tokens,
+        tokens_per_second=_rate(agent),
+        finish_reason=agent.finish_reason,
+        unfinished=unfinished,
+    )
+
+
+def _rate(agent: AgentRecord) -> float | None:
+    """Tokens after the first, which ends the prefill, by the seconds they took."""
+    if agent.first_token_s is None or agent.ended_s is None or agent.ended_s <= agent.first_token_s:
+        return None
+    return max(0, agent.output_tokens - 1) / (agent.ended_s - agent.first_token_s)
+
+
+def _mark_points(track: _Track, agent: AgentRecord, end: float) -> None:
+    if agent.committed_s is not None:
+        track.mark("commit", agent.committed_s, slot_order=", ".join(agent.slot_order))
+    if agent.state in ("failed", "cancelled"):
+        # An agent that only waited holds nothing to be ended: it is over with the run.
+        track.mark(agent.state, end if agent.ended_s is None else agent.ended_s)
+
+
+def _draw_arrows(tracks: dict[str, _Track], record: RunRecord) -> None:
+    """From the end of each finished answer to the commits of those who read it."""
+    ended = {agent.id: agent.ended_s for agent in record.agents if agent.state == "done"}
+    arrow = 0
+    for agent in record.agents:
+        for precursor in agent.precursors:
+            at = ended.get(precursor)
+            if at is not None and agent.committed_s is not None:
+                arrow += 1
+                tracks[precursor].leave(arrow, at)
+                tracks[agent.id].arrive(arrow, agent.committed_s)
+
+
+def _count_decoding(pid: int, spans: list[Event]) -> list[Event]:
+    """How many of a layer's agents decode, each time that changes."""
+    changes = Counter({0: 0})
+    for span in spans:
+        if span["cat"] == "decode":
+            changes[span["ts"]] += 1
+            changes[span["ts"] + span["dur"]] -= 1
+    events: list[Event] = []
+    agents = 0
+    for ts, change in sorted(changes.items()):
+        agents += change
+        events.append({"ph": "C", "name": "decoding", "ts": ts, "pid": pid, "args": {"agents": agents}})
+    return events
+
+
+def _names(record: RunRecord, pids: dict[int, int], tids: dict[str, int]) -> list[Event]:
+    """Names and order of processes and tracks: layers from the proposers down, agents as in the record, root last."""
+    events: list[Event] = []
+
+    def tell(name: str, place: Event, args: Event) -> None:
+        events.append({"ph": "M", "name": name, "args": args} | place)
+
+    root = record.agents[-1]
+    for layer, pid in pids.items():
+        role = "root" if layer == root.layer else "aggregators" if layer else "proposers"
+        tell("process_name", {"pid": pid}, {"name": f"layer {layer}: {role}"})
+        tell("process_sort_index", {"pid": pid}, {"sort_index": layer})
+    for position, agent in enumerate(record.agents):
+        place = {"pid": pids[agent.layer], "tid": tids[agent.id]}
+        tell("thread_name", place, {"name": agent.id})
+        tell("thread_sort_index", place, {"sort_index": position})
+    return events

@@ -1,0 +1,108 @@
+"""A service on the fake engine behind a real HTTP server, for tests of what surrounds runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from shell_router.admission import Admission
+from shell_router.app import build_app
+from shell_router.config import ModelConfig
+from shell_router.service import Service
+from shell_router.transport.base import GenerateRequest
+from shell_router.transport.fake import FakeEngine
+from shell_router.transport.resend import ResendSessions
+from tests.shell_router.trees import ByteTokenizer, tree_4_2_1
+
+CHAT: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "why?"}]}
+CHAT_PATH = "/v1/chat/completions"
+
+
+class Held:
+    """An engine gate that holds each root before its second token. `count` of them have come."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.count = 0
+        self._came = asyncio.Condition()
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def __call__(self, request: GenerateRequest, position: int) -> asyncio.Event | None:
+        if not (request.request_id.endswith("-root") and position == 1):
+            return None
+        self.count += 1
+        task = asyncio.create_task(self._tell())
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+        return self.open
+
+    async def wait_for(self, count: int) -> None:
+        async with self._came:
+            await asyncio.wait_for(self._came.wait_for(lambda: self.count >= count), 10)
+
+    async def _tell(self) -> None:
+        async with self._came:
+            self._came.notify_all()
+
+
+def limited_service(engine: FakeEngine, admission: Admission | None = None) -> Service:
+    """Serves `tree_4_2_1` as `t`."""
+    return Service(
+        trees=(tree_4_2_1(),),
+        models={"m": ModelConfig(name="m", tokenizer="-", router_url="-", pairs=(), context_length=4096, page_size=4)},
+        tokenizers={"m": ByteTokenizer()},
+        engine=engine,
+        sessions=ResendSessions(engine),
+        finished_runs=8,
+        admission=admission,
+    )
+
+
+class Client:
+    """Plain HTTP to one application."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self.url, self.session = url, session
+
+    async def call(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any, Mapping[str, str]]:
+        """Status, decoded JSON body and headers."""
+        data = None if body is None else json.dumps(body).encode()
+        async with self.session.request(method, self.url + path, data=data, headers=headers) as reply:
+            return reply.status, await reply.json(), reply.headers
+
+    async def chat(self, **fields: Any) -> tuple[int, Any, Mapping[str, str]]:
+        return await self.call("POST", CHAT_PATH, CHAT | fields)
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[Client]:
+    """`app` on a free port."""
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as session:
+            yield Client(f"http://127.0.0.1:{runner.addresses[0][1]}", session)
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving_service(service: Service) -> AsyncIterator[Client]:
+    async with serving(build_app(service, body_bytes=10_000)) as client:
+        yield client
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until `condition()`; for what has no event to wait for."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (there is no event)
+            await asyncio.sleep(0.001)
