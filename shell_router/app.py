@@ -12,7 +12,7 @@ from shell_router.admission import Admission
 from shell_router.auth import Guard, load_guard
 from shell_router.config import RouterConfig
 from shell_router.errors import BodyTooLarge, RequestError, RouterError
-from shell_router.handlers import cancel, health, metrics, openai, runs
+from shell_router.handlers import health, metrics, openai, runs
 from shell_router.handlers.keys import METRICS, SERVICE
 from shell_router.metrics import Metrics
 from shell_router.service import Service, load_trees
@@ -39,7 +39,7 @@ def build_app(service: Service, *, body_bytes: int, guard: Guard | None = None) 
             web.post("/v1/chat/completions", openai.Chat().handle),
             web.post("/v1/completions", openai.Completion().handle),
             web.get("/v1/runs/{id}", runs.get_run),
-            web.delete("/v1/runs/{id}", cancel.delete_run),
+            web.delete("/v1/runs/{id}", runs.delete_run),
             web.get("/v1/runs/{id}/events", runs.get_events),
             web.get("/v1/runs/{id}/trace", runs.get_trace),
         ]

@@ -224,8 +224,9 @@ class Service:
         while len(self._finished) > self._finished_limit:
             self._finished.popitem(last=False)
         queued_s = entry.ticket.queued_s if entry.ticket is not None else 0.0
+        record = entry.run.record()
         for observer in self.observers:
-            observer(entry.run.record(), queued_s)
+            observer(record, queued_s)
 
     def _check_length(
         self, tree: Tree, segments: Mapping[str, Sequence[Segment]], sampling: Mapping[str, Sampling]

@@ -1,1 +1,1 @@
-"""HTTP handlers: OpenAI's API (`openai`), run records (`runs`, `cancel`), `health` and `metrics`."""
+"""HTTP handlers: OpenAI's API (`openai`), `runs`, `health` and `metrics`."""
