@@ -1,16 +1,138 @@
 """Wire types of the `/incremental_prefill/` API: what routers and workers say to each other.
 
 Light on purpose: the shell router and the launcher import this module and must not need torch or SGLang.
+
+A session is one prompt that is still being written. The same `OpenRequest` goes to the prefill worker and the decode
+worker of a pair, and so does each `AppendRequest` and the `CommitRequest`; both number them alike. Bodies are JSON,
+or MessagePack with the content type `application/msgpack`; answers come in the form the request had.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 PREFIX = "/incremental_prefill"
+OPEN_PATH = f"{PREFIX}/open"
+APPEND_PATH = f"{PREFIX}/append"
+COMMIT_PATH = f"{PREFIX}/commit"
+CLOSE_PATH = f"{PREFIX}/close"
 STATUS_PATH = f"{PREFIX}/status"
+
+SessionId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
+TokenId = Annotated[int, Meta(ge=0)]
+Sequence = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Room = Annotated[int, Meta(ge=1, lt=2**63)]
+
+
+class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST open`: begin a session. It counts as number 0 of the session's calls."""
+
+    session_id: SessionId
+    """Chosen by the caller, the same on both workers; the committed request's `rid`."""
+    bootstrap_host: str
+    """Host of the prefill worker's bootstrap server, as the decode worker reaches it."""
+    bootstrap_port: Port
+    bootstrap_room: Room
+    """Names the KV transfer of this session; drawn at random by the caller, the same on both workers."""
+    max_prompt_tokens: Annotated[int, Meta(ge=1)]
+    """Bound on the whole prompt, tokens."""
+    input_ids: list[TokenId] = []
+    ttl_s: Annotated[float, Meta(gt=0)] | None = None
+    """The session ends after this long without a call; the worker's own limit caps it and is the default."""
+
+
+class AppendRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST append`: the next tokens of the prompt. A repeated `seq` is answered and not appended again."""
+
+    session_id: SessionId
+    seq: Sequence
+    """1 for the first append, then one more for each."""
+    input_ids: Annotated[list[TokenId], Meta(min_length=1)]
+
+
+class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST commit`: the last tokens, and what to generate. The answer is that of `/generate` with these fields."""
+
+    session_id: SessionId
+    seq: Sequence
+    input_ids: list[TokenId] = []
+    sampling_params: dict[str, Any] = {}
+    stream: bool = False
+    return_logprob: bool = False
+    top_logprobs_num: Annotated[int, Meta(ge=0)] = 0
+
+
+class CloseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST close`: drop the session now. A session that has ended, or never was, frees nothing and is no error."""
+
+    session_id: SessionId
+
+
+class SessionReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `open` and `append`. The prefill worker answers when the KV is there, the decode worker when it has
+    reserved what room it can. All counts are tokens of the whole session so far."""
+
+    session_id: str
+    next_seq: int
+    known_tokens: int
+    """Tokens the worker was given."""
+    held_tokens: int
+    """Tokens whose KV the worker holds (prefill) or has room for (decode): whole pages."""
+    pushed_tokens: int = 0
+    """Tokens whose KV was handed to the transfer towards the decode worker (prefill)."""
+    recomputed_tokens: int = 0
+    """Tokens that were computed again because their KV had been let go (prefill)."""
+    elapsed_s: float = 0.0
+    """From the worker's receipt of the call to its answer."""
+
+
+class CloseReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`freed_tokens` is how many tokens' KV the session held."""
+
+    session_id: str
+    freed_tokens: int
+
+
+ProblemCode = Literal[
+    "bad_request", "bad_token", "closed", "incompatible", "not_disaggregated", "over_budget", "sequence_gap", "too_long",
+    "unknown_session",
+]  # fmt: skip
+
+_HTTP_STATUS: dict[ProblemCode, HTTPStatus] = {
+    "bad_request": HTTPStatus.BAD_REQUEST,
+    "bad_token": HTTPStatus.BAD_REQUEST,
+    "closed": HTTPStatus.GONE,
+    "incompatible": HTTPStatus.NOT_IMPLEMENTED,
+    "not_disaggregated": HTTPStatus.NOT_IMPLEMENTED,
+    "over_budget": HTTPStatus.TOO_MANY_REQUESTS,
+    "sequence_gap": HTTPStatus.CONFLICT,
+    "too_long": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "unknown_session": HTTPStatus.NOT_FOUND,
+}
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a call was refused."""
+
+    code: ProblemCode
+    message: str
+    expected_seq: int | None = None
+    """With `sequence_gap`: the number the session waits for."""
+
+    @property
+    def http_status(self) -> HTTPStatus:
+        return _HTTP_STATUS[self.code]
+
+
+class ProblemReply(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of every error answer of `open`, `append`, `commit` and `close`."""
+
+    error: Problem
 
 
 class HookStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,11 +143,58 @@ class HookStatus(msgspec.Struct, frozen=True, kw_only=True):
     applied: bool
 
 
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One session as a worker sees it."""
+
+    session_id: str
+    state: Literal["open", "committed"]
+    known_tokens: int
+    held_tokens: int
+    pushed_tokens: int
+    recomputed_tokens: int
+    lets_go: int
+    idle_s: float
+
+
+class SessionCounters(msgspec.Struct, kw_only=True):
+    """What has happened since the worker started."""
+
+    opened: int = 0
+    refused: int = 0
+    """Opens refused for want of a place."""
+    committed: int = 0
+    closed: int = 0
+    expired: int = 0
+    lost: int = 0
+    """Sessions that ended by a fault or for want of memory; their callers fall back to a plain request."""
+    appends: int = 0
+    appended_tokens: int = 0
+    early_pages: int = 0
+    """KV pages pushed before the commit."""
+    commit_pages: int = 0
+    """KV pages pushed at the commit and after it."""
+    lets_go: int = 0
+    recomputed_tokens: int = 0
+
+
+class SessionsStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The sessions of a worker (of its first rank) and their limits."""
+
+    open: tuple[SessionInfo, ...]
+    held_tokens: int
+    max_sessions: int
+    max_held_tokens: int
+    max_ttl_s: float
+    page_bytes: int
+    """Bytes of one KV page over all layers, on one rank."""
+    counters: SessionCounters
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Answer of `GET /incremental_prefill/status`.
 
-    `sessions` is whether this worker offers incremental sessions (open, append, commit, close);
-    a worker without them is driven by full requests only.
+    `sessions` is null on a worker that does not offer incremental sessions, and `refusal` says why; such a worker is
+    driven by full requests only.
     """
 
     plugin_version: str
@@ -33,7 +202,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     role: Literal["prefill", "decode", "unified"]
     device: str
     page_size: int
-    sessions: bool
+    bootstrap_port: int | None
+    """Of a prefill worker."""
+    sessions: SessionsStatus | None
+    refusal: Problem | None
     hooks: tuple[HookStatus, ...]
 
     def missing(self) -> tuple[str, ...]:
