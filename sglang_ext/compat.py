@@ -1,4 +1,4 @@
-"""The one place that names SGLang's internals: versions, dotted targets and how to hook them.
+"""The one place that names SGLang's internals: versions, dotted targets, imports, and how to hook them.
 
 SGLang's plugin loader logs and swallows every `Exception`, and `HookRegistry.apply_hooks` does the same for a
 target that no longer exists: either would leave a server that looks sound and lacks the extension. So a hook
@@ -15,15 +15,58 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+from sglang.srt.disaggregation.base import KVPoll
+from sglang.srt.disaggregation.decode import DecodeRequest
+from sglang.srt.disaggregation.utils import (
+    DisaggregationMode,
+    KVClassType,
+    all_reduce_flags,
+    get_kv_class,
+    is_aborted,
+    is_unadmitted_reject,
+    poll_and_all_reduce,
+)
+from sglang.srt.managers.io_struct import AbortReq, BaseReq, GenerateReqInput, SessionParams, hook_custom_types
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
+from sglang.srt.mem_cache.base_prefix_cache import CacheRequestOutcome
+from sglang.srt.mem_cache.common import evict_from_tree_cache, kv_to_page_indices, kv_to_page_num, release_kv_cache
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.utils import TypeBasedDispatcher
 
 from sglang_ext import protocol
+
+__all__ = [
+    "FINISH_ABORT", "AbortReq", "BaseReq", "CacheRequestOutcome", "DecodeRequest", "DisaggregationMode",
+    "GenerateReqInput", "KVClassType", "KVPoll", "Req", "SamplingParams", "SessionParams", "TypeBasedDispatcher",
+    "all_ranks", "evict_from_tree_cache", "get_kv_class", "hook_custom_types", "is_aborted",
+    "is_unadmitted_reject", "kv_to_page_indices", "kv_to_page_num", "poll_and_all_reduce", "release_kv_cache",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 SUPPORTED_SGLANG = ("0.5.23",)
 
-INIT_COMMUNICATORS = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.init_communicators"
+_MANAGERS = "sglang.srt.managers"
+_SCHEDULER = f"{_MANAGERS}.scheduler.Scheduler"
+_PREFILL = "sglang.srt.disaggregation.prefill"
+_DECODE = "sglang.srt.disaggregation.decode"
+
+INIT_COMMUNICATORS = f"{_MANAGERS}.tokenizer_control_mixin.TokenizerControlMixin.init_communicators"
+INIT_DISPATCHER = f"{_SCHEDULER}.init_request_dispatcher"
+PROCESS_INPUT = f"{_SCHEDULER}.process_input_requests"
+POLL_TIMEOUTS = f"{_SCHEDULER}._poll_timeout_aborts"
+HANDLE_GENERATE = f"{_SCHEDULER}.handle_generate_request"
+ABORT_REQUEST = f"{_SCHEDULER}.abort_request"
+FLUSH_CACHE = f"{_SCHEDULER}.flush_cache"
+SLEEP_ON_IDLE = f"{_SCHEDULER}.maybe_sleep_on_idle"
+BOOTSTRAP_ADD = f"{_PREFILL}.PrefillBootstrapQueue.add"
+PREFILL_RESULT = f"{_PREFILL}.SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill"
+SEND_KV_CHUNK = f"{_PREFILL}.SchedulerDisaggregationPrefillMixin.send_kv_chunk"
+PREALLOC_ADD = f"{_DECODE}.DecodePreallocQueue.add"
+NEXT_ROUND = f"{_MANAGERS}.schedule_batch.Req.init_next_round_input"
+SESSION_RECORDS = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.session_records"
+UNIFIED_SESSION_RECORDS = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.session_records"
 NIXL_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
 TORCH_NATIVE_EXTEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_extend"
 
@@ -92,6 +135,7 @@ class ServerFacts:
     role: Literal["prefill", "decode", "unified"]
     device: str
     page_size: int
+    bootstrap_port: int | None
 
 
 def server_facts() -> ServerFacts:
@@ -103,7 +147,59 @@ def server_facts() -> ServerFacts:
         role=mode if mode in ("prefill", "decode") else "unified",
         device=get_device().device,
         page_size=get_server_args().page_size,
+        bootstrap_port=get_disagg().disaggregation_bootstrap_port if mode == "prefill" else None,
     )
+
+
+def is_first_rank() -> bool:
+    """Whether this scheduler is the one that reads the worker's sockets."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return bool(get_parallel().attn_tp_rank == 0)
+
+
+def metrics_enabled() -> bool:
+    from sglang.srt.runtime_context import get_observability
+
+    return bool(get_observability().enable_metrics)
+
+
+def sessions_refusal(scheduler: Any) -> protocol.Problem | None:
+    """Why this scheduler cannot serve incremental sessions, or None when it can."""
+    from sglang.srt.environ import envs
+    from sglang.srt.runtime_context import get_disagg, get_parallel
+
+    if scheduler.disaggregation_mode == DisaggregationMode.NULL:
+        return protocol.Problem(
+            code="not_disaggregated", message="incremental prefill needs --disaggregation-mode prefill or decode"
+        )
+    parallel = get_parallel()
+    untried = {
+        "pipeline parallelism": parallel.pp_size > 1,
+        "data parallelism": parallel.num_dp_ranks > 1 or parallel.attn_dp_enabled,
+        "context parallelism": parallel.attn_cp_size > 1 or parallel.dcp_enabled,
+        "speculative decoding": not scheduler.spec_algorithm.is_none(),
+        "models with sliding windows": scheduler.is_hybrid_swa,
+        "models with recurrent state": scheduler.is_hybrid_ssm,
+        "the hierarchical cache": scheduler.enable_hierarchical_cache,
+        "HiSparse": scheduler.enable_hisparse,
+        "unified memory": scheduler.enable_unified_memory,
+        "the transfer's staging buffer": envs.SGLANG_DISAGG_STAGING_BUFFER.get(),
+        "the allocation policy prefill_complete": get_disagg().disaggregation_decode_allocation_policy != "early",
+        f"the transfer backend {scheduler.transfer_backend.value}": scheduler.transfer_backend.value != "nixl",
+    }
+    found = [name for name, present in untried.items() if present]
+    if not found:
+        return None
+    return protocol.Problem(code="incompatible", message=f"incremental prefill does not support {', '.join(found)} yet")
+
+
+def all_ranks(flags: Sequence[int], group: Any) -> Sequence[int]:
+    """Per entry, 1 where every rank of `group` has 1."""
+    import torch
+
+    reduced: Sequence[int] = all_reduce_flags(list(flags), group, torch.distributed.ReduceOp.MIN)
+    return reduced
 
 
 def http_app() -> Any:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
+import msgspec
+
 from sglang_ext import compat, protocol, routes
+from sglang_ext.engine.channel import Channel
+from sglang_ext.engine.hooks import HOOKS as SESSION_HOOKS
+from sglang_ext.sessions import Refused
 
 
 def load() -> None:
@@ -26,6 +31,7 @@ def hooks() -> tuple[compat.Hook, ...]:
             _add_routes,
             "routes can be added once the HTTP server's module exists, which is when its manager is set up",
         ),
+        *SESSION_HOOKS,
     )
     if not compat.cpu_engine_requested():
         return common
@@ -34,19 +40,27 @@ def hooks() -> tuple[compat.Hook, ...]:
     return (*common, *HOOKS)
 
 
-def status() -> protocol.Status:
+async def status(channel: Channel) -> protocol.Status:
     facts = compat.server_facts()
+    sessions, refusal = None, None
+    try:
+        sessions = msgspec.msgpack.decode(await channel.call("status", None), type=protocol.SessionsStatus)
+    except Refused as refused:
+        refusal = refused.problem
     return protocol.Status(
         plugin_version=importlib.metadata.version("graft-moa"),
         sglang_version=compat.sglang_version(),
         role=facts.role,
         device=facts.device,
         page_size=facts.page_size,
-        sessions=False,
+        bootstrap_port=facts.bootstrap_port,
+        sessions=sessions,
+        refusal=refusal,
         hooks=compat.hook_statuses(hooks()),
     )
 
 
-def _add_routes(result: Any, *_args: Any, **_kwargs: Any) -> Any:
-    routes.add(compat.http_app(), status)
+def _add_routes(result: Any, manager: Any, *_args: Any, **_kwargs: Any) -> Any:
+    channel = Channel(manager)
+    routes.add(compat.http_app(), manager, channel, lambda: status(channel))
     return result

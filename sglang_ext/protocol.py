@@ -26,7 +26,7 @@ SessionId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z
 TokenId = Annotated[int, Meta(ge=0)]
 Sequence = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
-Room = Annotated[int, Meta(ge=1, lt=2**63)]
+Room = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
 class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,8 +99,8 @@ class CloseReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ProblemCode = Literal[
-    "bad_request", "bad_token", "closed", "incompatible", "not_disaggregated", "over_budget", "sequence_gap", "too_long",
-    "unknown_session",
+    "bad_request", "bad_token", "closed", "incompatible", "not_disaggregated", "over_budget", "sequence_gap",
+    "too_long", "unknown_session",
 ]  # fmt: skip
 
 _HTTP_STATUS: dict[ProblemCode, HTTPStatus] = {

@@ -2,19 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 
-from sglang_ext import protocol
+from sglang_ext import compat, protocol
+from sglang_ext.engine import messages
+from sglang_ext.engine.channel import Channel
+from sglang_ext.sessions import Refused
+
+_MSGPACK = "application/msgpack"
+
+_BODIES: dict[str, tuple[messages.Kind, Any, Any]] = {
+    protocol.OPEN_PATH: ("open", protocol.OpenRequest, protocol.SessionReply),
+    protocol.APPEND_PATH: ("append", protocol.AppendRequest, protocol.SessionReply),
+    protocol.CLOSE_PATH: ("close", protocol.CloseRequest, protocol.CloseReply),
+}
 
 
-def add(app: Any, status: Callable[[], protocol.Status]) -> None:
-    """Add our routes to SGLang's FastAPI `app`; `status` is asked anew at each request."""
-    from fastapi import Response
+def add(app: Any, manager: Any, channel: Channel, status: Callable[[], Awaitable[protocol.Status]]) -> None:
+    """Add our routes to SGLang's FastAPI `app`, whose tokenizer manager is `manager`; `status` is asked each time."""
 
-    async def get_status() -> Response:
-        return Response(msgspec.json.encode(status()), media_type="application/json")
+    def call(kind: messages.Kind, request_type: Any, reply_type: Any) -> Callable[..., Awaitable[Any]]:
+        async def handler(request: Request) -> Any:
+            try:
+                reply = await channel.call(kind, await _decode(request, request_type))
+            except Refused as refused:
+                return _problem(request, refused.problem)
+            return _encode(request, msgspec.msgpack.decode(reply, type=reply_type), 200)
 
+        return handler
+
+    async def get_status() -> Any:
+        return Response(msgspec.json.encode(await status()), media_type="application/json")
+
+    async def commit(request: Request) -> Any:
+        try:
+            body = await _decode(request, protocol.CommitRequest)
+            generate = _generate_input(body)
+            outputs = manager.generate_request(generate, request)
+            try:
+                first = await anext(outputs)
+            except ValueError as error:
+                raise Refused("bad_request", str(error)) from error
+            if (found := _refusal_in(first)) is not None:
+                await outputs.aclose()
+                return _problem(request, found)
+        except Refused as refused:
+            return _problem(request, refused.problem)
+        if not body.stream:
+            return JSONResponse(first)
+        return StreamingResponse(
+            _events(first, outputs),
+            media_type="text/event-stream",
+            background=manager.create_abort_task(generate),
+        )
+
+    for path, (kind, request_type, reply_type) in _BODIES.items():
+        app.add_api_route(path, call(kind, request_type, reply_type), methods=["POST"], response_model=None)
+    app.add_api_route(protocol.COMMIT_PATH, commit, methods=["POST"], response_model=None)
     app.add_api_route(protocol.STATUS_PATH, get_status, methods=["GET"], response_model=None)
+
+
+async def _decode(request: Request, kind: Any) -> Any:
+    """The body of `request`. Raises `Refused` naming the field that is wrong."""
+    body = await request.body()
+    decode = msgspec.msgpack.decode if _is_msgpack(request) else msgspec.json.decode
+    try:
+        return decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise Refused("bad_request", str(error)) from error
+
+
+def _encode(request: Request, reply: Any, status: int) -> Response:
+    if _is_msgpack(request):
+        return Response(msgspec.msgpack.encode(reply), status_code=status, media_type=_MSGPACK)
+    return Response(msgspec.json.encode(reply), status_code=status, media_type="application/json")
+
+
+def _problem(request: Request, problem: protocol.Problem) -> Response:
+    return _encode(request, protocol.ProblemReply(error=problem), int(problem.http_status))
+
+
+def _is_msgpack(request: Request) -> bool:
+    return bool(request.headers.get("content-type", "").startswith(_MSGPACK))
+
+
+def _generate_input(body: protocol.CommitRequest) -> Any:
+    """The generate request that commits a session; the scheduler completes its prompt."""
+    return compat.GenerateReqInput(
+        rid=body.session_id,
+        input_ids=body.input_ids,
+        sampling_params=body.sampling_params,
+        stream=body.stream,
+        return_logprob=body.return_logprob,
+        logprob_start_len=-1,
+        top_logprobs_num=body.top_logprobs_num,
+        # The scheduler puts the session's room here; the manager only asks that there is one.
+        bootstrap_room=0,
+        session_params={"id": body.session_id, "offset": body.seq, "rid": messages.COMMIT_MARK},
+    )
+
+
+def _refusal_in(output: dict[str, Any]) -> protocol.Problem | None:
+    """The problem with which our part of the scheduler refused a commit, if that is what `output` says."""
+    reason = output["meta_info"].get("finish_reason") or {}
+    if reason.get("type") != "abort" or "status_code" not in reason:
+        return None
+    try:
+        return msgspec.json.decode(reason.get("message") or b"", type=protocol.Problem)
+    except msgspec.DecodeError:
+        return None
+
+
+async def _events(first: dict[str, Any], outputs: Any) -> AsyncIterator[bytes]:
+    """Server-sent events as `/generate` writes them."""
+    try:
+        yield _event(first)
+        async for output in outputs:
+            yield _event(output)
+    except ValueError as error:
+        yield _event({"error": {"message": str(error), "type": "invalid_request_error", "code": 400}})
+    yield b"data: [DONE]\n\n"
+
+
+def _event(output: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(output).encode() + b"\n\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,6 +39,18 @@ class Refused(Exception):
         self.problem = Problem(code=code, message=message, expected_seq=expected_seq)
 
 
+def common_prefix(a: array[int], b: array[int]) -> int:
+    """How many leading tokens `a` and `b` share. Compares halves of memory, not tokens one by one."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds of one worker. Token counts are of one rank's KV pool."""
@@ -61,6 +73,8 @@ class Session:
     max_prompt_tokens: int
     ttl_s: float
     used_at: float
+    used_order: int
+    """Rises with each call: who was used last, the same on every rank."""
     ids: array[int] = field(default_factory=lambda: array("q"))
     next_seq: int = 1
     state: Literal["open", "committed", "ended"] = "open"
@@ -108,11 +122,12 @@ class SessionTable:
         self._sessions: dict[str, Session] = {}
         self._rooms: dict[int, Session] = {}
         self._ends: OrderedDict[str, str] = OrderedDict()
+        self._calls = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._sessions.values()))
 
     def open(self, request: OpenRequest) -> Session:
@@ -135,8 +150,10 @@ class SessionTable:
             room=request.bootstrap_room,
             max_prompt_tokens=request.max_prompt_tokens,
             ttl_s=min(request.ttl_s or limits.max_ttl_s, limits.max_ttl_s),
-            used_at=self._clock(),
+            used_at=0.0,
+            used_order=0,
         )
+        self._use(session)
         self._extend(session, request.input_ids)
         self._sessions[session.id] = session
         self._rooms[session.room] = session
@@ -149,7 +166,7 @@ class SessionTable:
         Raises `Refused`: unknown_session, closed, sequence_gap, too_long, bad_token.
         """
         session = self.find(request.session_id)
-        session.used_at = self._clock()
+        self._use(session)
         if request.seq < session.next_seq:
             return session
         self._check_next(session, request.seq)
@@ -170,7 +187,7 @@ class SessionTable:
         if not session.ids and not ids:
             raise Refused("bad_request", f"session {session_id!r} was committed without a single token")
         self._extend(session, ids)
-        session.used_at = self._clock()
+        self._use(session)
         session.next_seq += 1
         session.state = "committed"
         self.counters.committed += 1
@@ -181,7 +198,7 @@ class SessionTable:
         session = self._sessions.get(session_id)
         if session is not None and session.state == "open":
             return session
-        if session is not None:
+        if session is not None and session.state == "committed":
             raise Refused("closed", f"session {session_id!r} has been committed")
         if (reason := self._ends.get(session_id)) is not None:
             raise Refused("closed", f"session {session_id!r} has ended: {reason}")
@@ -193,6 +210,11 @@ class SessionTable:
 
     def in_room(self, room: int | None) -> Session | None:
         return None if room is None else self._rooms.get(room)
+
+    def seal(self, session: Session, reason: str) -> None:
+        """Take no more calls for a session that is about to end; it keeps its place and what it holds until `end`."""
+        session.state = "ended"
+        self._ends[session.id] = reason
 
     def end(self, session: Session, ending: Ending, reason: str) -> None:
         """Take the session out. `reason` is told to late callers."""
@@ -219,7 +241,7 @@ class SessionTable:
     def expired(self) -> list[Session]:
         """Sessions nobody has called for longer than their time to live."""
         now = self._clock()
-        return [session for session in self if now - session.used_at > session.ttl_s]
+        return [s for s in self if s.state != "ended" and now - s.used_at > s.ttl_s]
 
     def held_tokens(self) -> int:
         """Tokens held by all sessions; a shared head counts for each."""
@@ -228,7 +250,7 @@ class SessionTable:
     def idlest(self) -> list[Session]:
         """Open sessions whose KV could be let go now, the one unused for longest first."""
         idle = [s for s in self._sessions.values() if s.state == "open" and s.held and not s.busy]
-        return sorted(idle, key=lambda session: session.used_at)
+        return sorted(idle, key=lambda session: session.used_order)
 
     def over_budget(self, wanted: int = 0) -> list[Session]:
         """The idlest sessions whose KV must go so that `wanted` more tokens keep to the budget; as far as there are."""
@@ -264,6 +286,10 @@ class SessionTable:
             page_bytes=page_bytes,
             counters=self.counters,
         )
+
+    def _use(self, session: Session) -> None:
+        self._calls += 1
+        session.used_at, session.used_order = self._clock(), self._calls
 
     def _check_next(self, session: Session, seq: int) -> None:
         if seq != session.next_seq:

@@ -1,0 +1,310 @@
+"""Sessions on a decode worker.
+
+A session has a row of pages that grows ahead of its prompt, and one transfer through which the prefill worker fills
+them. Nothing of it is in SGLang's queues until the commit: the committed request takes the row and the transfer over
+and joins the requests whose KV is arriving, without a new handshake.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_ext import compat, protocol
+from sglang_ext.engine.host import Entry, SessionHost, Waiter
+from sglang_ext.engine.metrics import Metrics
+from sglang_ext.sessions import Refused, Session, SessionTable
+
+_AHEAD_TOKENS = 128
+"""Room reserved beyond the known tokens, so that a commit with a short tail needs no new pages."""
+
+_PEER_RETRY_S = 1.0
+_PEER_ATTEMPTS = 10
+
+
+@dataclass(eq=False)
+class Reservation(Entry):
+    """A session's part on the decode worker."""
+
+    owner: Any = None
+    """A request of ours whose row has the session's pages."""
+    receiver: Any = None
+    slot: int = -1
+    """Metadata buffer into which the prefill worker writes the first token."""
+    peer: str = ""
+    found: bool = False
+    """This rank has found its prefill worker."""
+    linked: bool = False
+    """Every rank has, and has told it where the pages are."""
+    attempts: int = 0
+    attempted_at: float = 0.0
+
+
+@dataclass(eq=False)
+class _Drain:
+    """Pages of an ended session into which the prefill worker may still write."""
+
+    entry: Reservation
+    deadline: float
+    acknowledgements: int
+
+
+class DecodeHost(SessionHost[Reservation]):
+    def __init__(self, scheduler: Any, table: SessionTable, metrics: Metrics | None) -> None:
+        super().__init__(scheduler, table, metrics)
+        self._tree = scheduler.tree_cache
+        self._allocator = scheduler.token_to_kv_pool_allocator
+        self._rows = scheduler.req_to_token_pool
+        self._queue = scheduler.disagg_decode_prealloc_queue
+        self._transfers = self._queue.kv_manager
+        self._slots = scheduler.req_to_metadata_buffer_idx_allocator
+        self._drains: list[_Drain] = []
+        self._head: Any = None
+        """First ordinary request that waited for memory when the last turn began."""
+
+    # Calls
+
+    def begin(self, session: Session, request: protocol.OpenRequest) -> Reservation:
+        # The other half of the buffers and rows is for ordinary requests.
+        if self._slots.available_size() <= self._slots.size // 2 or self._rows.available_size() <= self._rows.size // 2:
+            raise Refused("over_budget", "too few request rows are free for another session")
+        entry = Reservation(session, peer=f"{request.bootstrap_host}:{request.bootstrap_port}")
+        wanted = self._wanted(session)
+        self._make_room(wanted)
+        if not self._fits(wanted):
+            raise Refused("over_budget", f"there is no room for {wanted} tokens beside the ordinary requests")
+        entry.owner = compat.Req(
+            rid=f"{session.id}~0",
+            origin_input_text="",
+            origin_input_ids=session.ids[:0],
+            sampling_params=compat.SamplingParams(max_new_tokens=0),
+            bootstrap_room=session.room,
+            disagg_mode=self.scheduler.disaggregation_mode,
+        )
+        entry.slot = self._slots.alloc()
+        self._rows.alloc([entry.owner])
+        self._allocate(entry, wanted)
+        receiver_class = compat.get_kv_class(self._queue.transfer_backend, compat.KVClassType.RECEIVER)
+        entry.receiver = receiver_class(mgr=self._transfers, bootstrap_addr=entry.peer, bootstrap_room=session.room)
+        self._find_peer(entry)
+        self._link([entry])
+        return entry
+
+    def extended(self, entry: Reservation) -> None:
+        # Room that is short now can be had later: the commit waits for it, the pages in between move then.
+        self._grow(entry, needed=False)
+
+    def is_done(self, entry: Reservation, waiter: Waiter) -> bool:
+        return True
+
+    def take_request(self, entry: Reservation, request: Any) -> None:
+        entry.committed = request
+        self._start_commit(entry)
+
+    # The event loop
+
+    def watch(self) -> None:
+        self._poll_transfers()
+        for entry in tuple(self.entries.values()):
+            if entry.ending is None:
+                self._find_peer(entry)
+        self._link([entry for entry in self.entries.values() if entry.ending is None and not entry.linked])
+        for entry in tuple(self.entries.values()):
+            if entry.ending is None and entry.committed is not None:
+                self._start_commit(entry)
+        self._relieve_starving()
+        self._resolve_drains()
+
+    def draining(self) -> bool:
+        return bool(self._drains)
+
+    def must_not_sleep(self) -> bool:
+        return bool(self._drains) or any(
+            entry.committed is not None or not entry.linked for entry in self.entries.values()
+        )
+
+    def kv_records(self) -> dict[str, Any]:
+        held = [entry for entry in self.entries.values() if entry.ending is None]
+        return {entry.session.id: entry.owner.kv for entry in (*held, *(drain.entry for drain in self._drains))}
+
+    def page_bytes(self) -> int:
+        return int(self._transfers.kv_item_lens_sum)
+
+    # Room
+
+    def _wanted(self, session: Session) -> int:
+        """Tokens to have room for: the known ones and some ahead, whole pages, never more than the bound."""
+        return self._whole_pages(min(len(session.ids) + _AHEAD_TOKENS, session.max_prompt_tokens))
+
+    def _whole_pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_size) * self.page_size
+
+    def _grow(self, entry: Reservation, needed: bool) -> bool:
+        """Have room for all known tokens. Returns whether there is; unless `needed`, grows in steps and tries once."""
+        session = entry.session
+        known = self._whole_pages(len(session.ids))
+        if session.held >= known and (needed or session.held >= min(self._wanted(session), known + _AHEAD_TOKENS // 2)):
+            return True
+        for target in dict.fromkeys((self._wanted(session) if not needed else known, known)):
+            extra = target - session.held
+            self._make_room(extra, entry)
+            if self._fits(extra):
+                self._allocate(entry, extra)
+                self._announce(entry)
+                return True
+        return session.held >= known
+
+    def _make_room(self, extra: int, entry: Reservation | None = None) -> None:
+        """Keep the sessions' share of the pool: end the idlest ones where `extra` tokens would exceed it."""
+        for session in self.table.over_budget(extra):
+            if entry is None or session is not entry.session:
+                self.drop(self.entries[session.id], "lost", "its memory went to a more recent session")
+
+    def _fits(self, extra: int) -> bool:
+        """Whether `extra` tokens can be had, with what SGLang reserves for the requests that decode left alone."""
+        if self.table.held_tokens() + extra > self.table.limits.max_held_tokens:
+            return False
+        running = self.scheduler.running_batch.reqs
+        retractable = sum(len(r.origin_input_ids) + len(r.output_ids) for r in running)
+        free: int = self._queue._allocatable_token_budgets(retractable_tokens=retractable, count_retracted=True)
+        return extra <= free
+
+    def _allocate(self, entry: Reservation, extra: int) -> None:
+        session, kv = entry.session, entry.owner.kv
+        compat.evict_from_tree_cache(self._tree, extra)
+        slots = self._allocator.alloc(extra)
+        assert slots is not None, f"no room for {extra} tokens after the check that there is"
+        self._rows.write((kv.req_pool_idx, slice(session.held, session.held + extra)), slots)
+        session.hold(session.held + extra, session.held)
+        kv.kv_allocated_len = kv.kv_committed_len = session.held
+
+    # The transfer
+
+    def _find_peer(self, entry: Reservation) -> None:
+        now = time.monotonic()
+        if entry.found or now - entry.attempted_at < _PEER_RETRY_S:
+            return
+        entry.attempted_at, entry.attempts = now, entry.attempts + 1
+        if not self._transfers.try_ensure_parallel_info(entry.peer):
+            if entry.attempts >= _PEER_ATTEMPTS:
+                self._transfers.record_failure(
+                    entry.session.room, f"the prefill worker at {entry.peer} does not answer"
+                )
+                self._transfers.update_status(entry.session.room, compat.KVPoll.Failed)
+            return
+        entry.receiver.init(0)
+        entry.found = entry.receiver.conclude_state is None
+
+    def _link(self, entries: list[Reservation]) -> None:
+        """Tell the prefill workers of those `entries` that are found on all ranks where the pages are."""
+        found = compat.all_ranks([int(entry.found) for entry in entries], self._queue.gloo_group)
+        for entry, go in zip(entries, found, strict=True):
+            if go:
+                entry.linked = True
+                self._announce(entry)
+
+    def _announce(self, entry: Reservation) -> None:
+        """Tell the prefill worker all pages there are. It may be told again at any time."""
+        if not entry.linked:
+            return
+        row = self._rows.req_to_token[entry.owner.kv.req_pool_idx, : entry.session.held]
+        slots = self._allocator.translate_kv_indices_for_transfer(row)
+        pages = compat.kv_to_page_indices(slots, self.page_size).astype("int32")
+        entry.receiver.send_metadata(pages, entry.slot, [], decode_prefix_len=0)
+
+    def _poll_transfers(self) -> None:
+        entries = [entry for entry in self.entries.values() if entry.ending is None]
+        for entry in entries:
+            if entry.linked:
+                # The transfer's patience counts from the commit; until then the session's time to live holds.
+                entry.receiver.init_time = time.time()
+        polls = compat.poll_and_all_reduce([entry.receiver for entry in entries], self._queue.gloo_group)
+        for entry, poll in zip(entries, polls, strict=True):
+            if poll == compat.KVPoll.Failed and entry.ending is None:
+                reason = self._transfers.failure_records.get(entry.session.room, "the transfer failed")
+                self.drop(entry, "lost", reason)
+
+    # The commit
+
+    def _start_commit(self, entry: Reservation) -> None:
+        """Let the committed request take over, as soon as there is room for the whole prompt."""
+        if not entry.linked or not self._grow(entry, needed=True):
+            return
+        request, session, kv = entry.committed, entry.session, entry.owner.kv
+        tokens = len(session.ids)
+        if (surplus := self._whole_pages(tokens)) < session.held:
+            self._tree.free_kv_row(kv, [(surplus, session.held)])
+        kv.kv_committed_len = kv.kv_allocated_len = tokens
+        request.kv = entry.owner.detach_kv()
+        request.full_untruncated_fill_ids = request.origin_input_ids + request.output_ids
+        request.prefix_len = 0
+        request.extend_end = tokens
+        entry.receiver.init_time = time.time()
+        request.time_stats.set_bootstrap_done_time()
+        request.time_stats.set_decode_transfer_queue_entry_time()
+        self.scheduler.disagg_decode_transfer_queue.add(
+            compat.DecodeRequest(
+                req=request, kv_receiver=entry.receiver, waiting_for_input=True, metadata_buffer_index=entry.slot
+            )
+        )
+        entry.started = True
+        entry.ending = ("committed", "it was committed")
+        self.finish(entry)
+
+    # Memory
+
+    def _relieve_starving(self) -> None:
+        """An ordinary request has waited for memory since the last turn: end the idlest session."""
+        queue = self._queue
+        waiting = [*queue.retracted_queue, *(waiting for waiting in queue.queue if waiting.waiting_for_input)]
+        waiting += [entry for entry in self.entries.values() if entry.committed is not None and entry.linked]
+        head, self._head = self._head, waiting[0] if waiting else None
+        if head is None or head is not self._head or self._drains:
+            return
+        for session in self.table.idlest():
+            self.drop(self.entries[session.id], "lost", "its memory went to ordinary requests")
+            return
+
+    # Ends
+
+    def stop(self, entry: Reservation) -> None:
+        receiver = entry.receiver
+        receiver.abort()
+        if self._transfers.enable_deferred_decode_kv_release and receiver.abort_notified:
+            timeout: float = self.scheduler.disagg_decode_transfer_queue.deferred_kv_release_timeout
+            self._drains.append(_Drain(entry, time.monotonic() + timeout, len(receiver.bootstrap_infos)))
+        else:
+            self._release(entry)
+
+    def _resolve_drains(self) -> None:
+        """Free pages whose prefill ranks have said that they write no more, or whose time is over."""
+        if not self._drains:
+            return
+        now = time.monotonic()
+        ready = compat.all_ranks(
+            [
+                int(
+                    now >= drain.deadline
+                    or self._transfers.is_abort_release_safe(drain.entry.session.room, drain.acknowledgements)
+                )
+                for drain in self._drains
+            ],
+            self._queue.gloo_group,
+        )
+        drains, self._drains = self._drains, []
+        for drain, go in zip(drains, ready, strict=True):
+            if go:
+                self._transfers.clear_deferred_abort_state(drain.entry.session.room)
+                self._release(drain.entry)
+            else:
+                self._drains.append(drain)
+
+    def _release(self, entry: Reservation) -> None:
+        compat.release_kv_cache(entry.owner, self._tree, checkpoint=False)
+        self.scheduler.disagg_metadata_buffers.clear_slot(entry.slot)
+        self._slots.free(entry.slot)
+        entry.receiver.clear()
+        with self._transfers.failure_lock:
+            self._transfers.failure_records.pop(entry.session.room, None)
+        self.finish(entry)

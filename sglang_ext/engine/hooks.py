@@ -1,0 +1,190 @@
+"""The hooks through which sessions live in SGLang's scheduler. Each is thin: it finds the host and passes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sglang_ext import compat, protocol
+from sglang_ext.engine import messages
+from sglang_ext.engine.decode import DecodeHost
+from sglang_ext.engine.host import SessionHost
+from sglang_ext.engine.metrics import Metrics
+from sglang_ext.engine.prefill import PrefillHost
+from sglang_ext.engine.settings import Settings
+from sglang_ext.sessions import Limits, SessionTable
+
+logger = logging.getLogger(__name__)
+
+_host: SessionHost[Any] | None = None
+_refusal: protocol.Problem | None = None
+
+
+def start_host(result: Any, scheduler: Any) -> None:
+    """After `init_request_dispatcher`: the queues and pools exist, messages can be routed."""
+    global _host, _refusal
+    scheduler._request_dispatcher += compat.TypeBasedDispatcher([(messages.SessionCall, _handle)])
+    _refusal = compat.sessions_refusal(scheduler)
+    if _refusal is not None:
+        _host = None
+        logger.info("graft: no incremental sessions on this worker: %s", _refusal.message)
+        return
+    settings = Settings.from_environment(os.environ)
+    pool = scheduler.max_total_num_tokens
+    limits = Limits(
+        page_size=scheduler.token_to_kv_pool_allocator.page_size,
+        vocabulary=scheduler.model_config.vocab_size,
+        max_prompt_tokens=scheduler.max_req_input_len - 1,
+        max_sessions=settings.max_sessions,
+        max_held_tokens=int(pool * settings.kv_share),
+        max_ttl_s=settings.ttl_s,
+    )
+    table = SessionTable(limits, time.monotonic)
+    prefill = scheduler.disaggregation_mode == compat.DisaggregationMode.PREFILL
+    first_rank = compat.is_first_rank()
+    metrics = Metrics("prefill" if prefill else "decode") if first_rank and compat.metrics_enabled() else None
+    _host = (PrefillHost if prefill else DecodeHost)(scheduler, table, metrics)
+
+
+def _handle(call: messages.SessionCall) -> messages.SessionAnswer | None:
+    if _host is not None:
+        return _host.handle(call)
+    assert _refusal is not None
+    return messages.refusal(call, _refusal)
+
+
+def after_input(result: Any, scheduler: Any, requests: Any) -> None:
+    if _host is not None:
+        _host.tick()
+
+
+def add_expiry(result: list[Any], scheduler: Any) -> list[Any]:
+    """After `_poll_timeout_aborts`, which only the first rank calls and whose result all ranks get."""
+    if _host is None or (expiry := _host.expired()) is None:
+        return result
+    return [*result, expiry]
+
+
+def around_generate(original: Callable[..., Any], scheduler: Any, request: Any, **options: Any) -> Any:
+    params = request.session_params
+    if _host is None or params is None or params.rid != messages.COMMIT_MARK:
+        return original(scheduler, request, **options)
+    if _host.generate(request):
+        return original(scheduler, request, **options)
+    return None
+
+
+def before_abort(scheduler: Any, request: Any) -> None:
+    if _host is not None:
+        _host.abort(request.rid or "", bool(request.abort_all))
+
+
+def around_flush(original: Callable[..., bool], scheduler: Any, *args: Any, **options: Any) -> bool:
+    """A flush clears the pools: no session may hold anything there then."""
+    if _host is not None:
+        _host.drop_all("the worker's cache was flushed")
+        if _host.entries:
+            logger.warning("graft: the cache is not flushed, memory of ended sessions is still draining")
+            return False
+    return original(scheduler, *args, **options)
+
+
+def around_sleep(original: Callable[..., None], scheduler: Any) -> None:
+    if _host is None or not _host.must_not_sleep():
+        original(scheduler)
+
+
+def add_records(result: dict[str, Any], *_args: Any) -> dict[str, Any]:
+    return {**result, **_host.kv_records()} if _host is not None and _host.entries else result
+
+
+def around_bootstrap_add(original: Callable[..., None], queue: Any, request: Any, num_kv_heads: int) -> None:
+    entry = _taking(request)
+    if entry is None:
+        return original(queue, request, num_kv_heads)
+    if queue._check_if_req_exceed_kv_capacity(request):
+        assert _host is not None
+        return _host.drop(entry, "lost", "the committed prompt is too long")
+    assert _host is not None
+    return _host.take_request(entry, request)
+
+
+def around_prealloc_add(
+    original: Callable[..., None], queue: Any, request: Any, is_retracted: bool = False, is_rebootstrap: bool = False
+) -> None:
+    entry = None if is_retracted or is_rebootstrap else _taking(request)
+    if entry is None:
+        return original(queue, request, is_retracted=is_retracted, is_rebootstrap=is_rebootstrap)
+    assert _host is not None
+    if queue._check_if_req_exceed_kv_capacity(request):
+        return _host.drop(entry, "lost", "the committed prompt is too long")
+    return _host.take_request(entry, request)
+
+
+def _taking(request: Any) -> Any:
+    """The session that `request` commits. SGLang's own refusal of the request ends the session."""
+    entry = _host.entry_in_room(request.bootstrap_room) if _host is not None else None
+    if entry is None or entry.session.state != "committed" or entry.committed is not None:
+        return None
+    if compat.is_unadmitted_reject(request):
+        assert _host is not None
+        _host.drop(entry, "lost", "SGLang refused the committed request")
+        return None
+    return entry
+
+
+def after_prefill_result(result: Any, scheduler: Any, batch: Any, batch_result: Any) -> None:
+    if isinstance(_host, PrefillHost):
+        _host.batch_done(batch)
+
+
+def around_send(
+    original: Callable[..., None], scheduler: Any, req: Any, last_chunk: bool = False, end_idx: int | None = None
+) -> None:
+    if not isinstance(_host, PrefillHost) or not _host.send(original, req, last_chunk, end_idx):
+        original(scheduler, req, last_chunk=last_chunk, end_idx=end_idx)
+
+
+def after_next_round(result: None, request: Any, tree_cache: Any = None, *_args: Any, **_options: Any) -> None:
+    """Without a radix tree a request that begins with a row of KV is matched to nothing: it has what is in the row."""
+    if tree_cache is not None and request.kv.holds_kv and not tree_cache.supports_prefix_sharing():
+        request.prefix_len = min(request.kv.kv_committed_len, len(request.full_untruncated_fill_ids))
+
+
+HOOKS = (
+    compat.Hook(compat.INIT_DISPATCHER, "after", start_host, "session calls need a way in; all queues exist by then"),
+    compat.Hook(compat.PROCESS_INPUT, "after", after_input, "sessions are looked after once in each turn of the loop"),
+    compat.Hook(
+        compat.POLL_TIMEOUTS, "after", add_expiry, "only the first rank's clock may decide that a session has expired"
+    ),
+    compat.Hook(
+        compat.HANDLE_GENERATE, "around", around_generate, "a commit names a session, which knows its prompt"
+    ),
+    compat.Hook(compat.ABORT_REQUEST, "before", before_abort, "an abort by id, or of all, ends sessions as well"),
+    compat.Hook(compat.FLUSH_CACHE, "around", around_flush, "a flush clears the pools under the sessions"),
+    compat.Hook(
+        compat.SLEEP_ON_IDLE, "around", around_sleep, "a commit may wait for its peer, which no message announces"
+    ),
+    compat.Hook(
+        compat.SESSION_RECORDS, "after", add_records, "SGLang's leak checks must know the rows that sessions hold"
+    ),
+    compat.Hook(compat.UNIFIED_SESSION_RECORDS, "after", add_records, "the same for the cache class that overrides it"),
+    compat.Hook(
+        compat.BOOTSTRAP_ADD, "around", around_bootstrap_add, "a committed request takes over its session's transfer"
+    ),
+    compat.Hook(
+        compat.PREALLOC_ADD, "around", around_prealloc_add, "a committed request takes over its session's pages"
+    ),
+    compat.Hook(
+        compat.PREFILL_RESULT, "after", after_prefill_result, "an append that is through leaves its KV to the session"
+    ),
+    compat.Hook(
+        compat.SEND_KV_CHUNK, "around", around_send, "an append's last chunk is not the transfer's last"
+    ),
+    compat.Hook(
+        compat.NEXT_ROUND, "after", after_next_round, "without a radix tree the next request finds its KV in the row"
+    ),
+)  # fmt: skip

@@ -1,0 +1,250 @@
+"""What the schedulers of both roles do alike: take calls, answer them, watch over the sessions."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from array import array
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from sglang_ext import compat, protocol
+from sglang_ext.engine import messages
+from sglang_ext.engine.metrics import Metrics
+from sglang_ext.sessions import Ending, Refused, Session, SessionTable
+
+logger = logging.getLogger(__name__)
+
+_PUBLISH_INTERVAL_S = 0.5
+
+
+@dataclass(eq=False)
+class Waiter:
+    """A call to be answered when `tokens` of the session are held."""
+
+    call: messages.SessionCall
+    received_at: float
+    tokens: int
+
+
+@dataclass(eq=False)
+class Entry:
+    """What a worker keeps for a session."""
+
+    session: Session
+    committed: Any = None
+    """The committed request, once SGLang has made it."""
+    started: bool = False
+    """The committed request has taken over what was held, and is SGLang's from here."""
+    ending: tuple[Ending, str] | None = None
+    """How and why it ends, once that is decided; what it holds may be freed a little later."""
+    waiters: list[Waiter] = field(default_factory=list)
+    closers: list[messages.SessionCall] = field(default_factory=list)
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class SessionHost(ABC, Generic[E]):
+    """The sessions of one scheduler process. Every rank of a worker holds the same ones: what changes them comes by
+    messages that SGLang broadcasts, or from polls that are reduced over the ranks. Only the first rank's clock counts.
+    """
+
+    def __init__(self, scheduler: Any, table: SessionTable, metrics: Metrics | None) -> None:
+        self.scheduler = scheduler
+        self.table = table
+        self.page_size: int = scheduler.token_to_kv_pool_allocator.page_size
+        self.entries: dict[str, E] = {}
+        self._metrics = metrics
+        self._published_at = 0.0
+
+    # Calls
+
+    def handle(self, call: messages.SessionCall) -> messages.SessionAnswer | None:
+        """Serve a call; None when the answer follows later."""
+        received_at = time.monotonic()
+        request = call.request()
+        try:
+            if call.kind == "status":
+                return messages.answer(call, self.table.status(self.page_bytes()))
+            if call.kind == "expire":
+                for session_id in request:
+                    self._expire(session_id)
+                return None
+            if call.kind == "close":
+                return self._close(call, request)
+            if call.kind == "open":
+                session = self.table.open(request)
+                try:
+                    entry = self.begin(session, request)
+                except Refused:
+                    self.table.end(session, "closed", "it was never opened")
+                    raise
+                self.entries[session.id] = entry
+            else:
+                session = self.table.append(request)
+                entry = self.entries[session.id]
+            entry.waiters.append(Waiter(call, received_at, session.whole_pages(self.page_size)))
+            self.extended(entry)
+            self.answer_waiters(entry)
+        except Refused as refusal:
+            return messages.refusal(call, refusal.problem)
+        return None
+
+    def generate(self, request: Any) -> bool:
+        """A generate request that commits a session: complete it from what is known. Returns whether to go on."""
+        params = request.session_params
+        try:
+            session = self.table.commit(params.id, params.offset or 0, request.input_ids)
+        except Refused as refusal:
+            problem = refusal.problem
+            self.scheduler.send_control_output(
+                compat.AbortReq(
+                    rid=request.rid,
+                    finished_reason={
+                        "type": "abort",
+                        "status_code": int(problem.http_status),
+                        "message": msgspec.json.encode(problem).decode(),
+                    },
+                ),
+                request,
+            )
+            return False
+        request.session_params = None
+        request.bootstrap_room = session.room
+        request.input_ids = array("q", session.ids)
+        return True
+
+    def entry_in_room(self, room: int | None) -> E | None:
+        session = self.table.in_room(room)
+        return None if session is None else self.entries[session.id]
+
+    def abort(self, request_id: str, everything: bool) -> None:
+        """An abort of SGLang's own kind, which goes by prefix: ends what it names."""
+        for entry in tuple(self.entries.values()):
+            if everything or entry.session.id.startswith(request_id):
+                self.drop(entry, "closed", "it was aborted")
+
+    def drop_all(self, reason: str) -> None:
+        for entry in tuple(self.entries.values()):
+            self.drop(entry, "lost", reason)
+
+    def expired(self) -> messages.SessionCall | None:
+        """The first rank's word on who has expired, for all ranks."""
+        found = [session.id for session in self.table.expired()]
+        return messages.call("", "expire", found) if found else None
+
+    # Ends
+
+    def drop(self, entry: E, ending: Ending, reason: str) -> None:
+        """End a session. Frees what it holds as soon as nothing uses it; a started request is left to SGLang."""
+        if entry.ending is not None:
+            return
+        entry.ending = (ending, reason)
+        self.table.seal(entry.session, reason)
+        if ending == "lost":
+            logger.warning("incremental session %s is lost: %s", entry.session.id, reason)
+        for waiter in entry.waiters:
+            problem = protocol.Problem(code="closed", message=f"session {entry.session.id!r} has ended: {reason}")
+            self._send(messages.refusal(waiter.call, problem))
+        entry.waiters.clear()
+        if entry.committed is not None and not entry.started:
+            self.scheduler.send_abort_output(
+                compat.AbortReq(
+                    rid=entry.committed.rid,
+                    finished_reason={"type": "abort", "status_code": 503, "message": reason},
+                ),
+                entry.committed,
+            )
+        self.stop(entry)
+
+    def finish(self, entry: E) -> None:
+        """Everything of `entry` is free, or the committed request's: forget it and answer who waits for its close."""
+        assert entry.ending is not None
+        freed = entry.session.held
+        for waiter in entry.waiters:
+            self._send(messages.answer(waiter.call, entry.session.reply(time.monotonic() - waiter.received_at)))
+        del self.entries[entry.session.id]
+        self.table.end(entry.session, *entry.ending)
+        for call in entry.closers:
+            self._send(messages.answer(call, protocol.CloseReply(session_id=entry.session.id, freed_tokens=freed)))
+
+    # For the event loop
+
+    def tick(self) -> None:
+        """Once in each turn of the event loop."""
+        if self.entries or self.draining():
+            self.watch()
+        if self._metrics is not None and (now := time.monotonic()) - self._published_at > _PUBLISH_INTERVAL_S:
+            self._published_at = now
+            self._metrics.publish(self.table)
+
+    def answer_waiters(self, entry: E) -> None:
+        now = time.monotonic()
+        left = []
+        for waiter in entry.waiters:
+            if self.is_done(entry, waiter):
+                self._send(messages.answer(waiter.call, entry.session.reply(now - waiter.received_at)))
+            else:
+                left.append(waiter)
+        entry.waiters = left
+
+    # What the roles differ in
+
+    @abstractmethod
+    def begin(self, session: Session, request: protocol.OpenRequest) -> E:
+        """Set up what a new session needs. Raises `Refused`, then holding nothing."""
+
+    @abstractmethod
+    def extended(self, entry: E) -> None:
+        """The session has new tokens."""
+
+    @abstractmethod
+    def is_done(self, entry: E, waiter: Waiter) -> bool:
+        """Whether what `waiter` asked for is done."""
+
+    @abstractmethod
+    def take_request(self, entry: E, request: Any) -> None:
+        """SGLang made the committed request: let it take over."""
+
+    @abstractmethod
+    def stop(self, entry: E) -> None:
+        """Stop and free what the session has; call `finish` at the end of that, now or in a later `watch`."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Look after transfers, waiting requests and memory."""
+
+    @abstractmethod
+    def draining(self) -> bool:
+        """Whether memory of ended sessions is still to be freed."""
+
+    @abstractmethod
+    def must_not_sleep(self) -> bool:
+        """Whether `watch` waits for something that no message will announce."""
+
+    @abstractmethod
+    def kv_records(self) -> dict[str, Any]:
+        """Rows of the request pool that sessions hold, by name: SGLang's own account of memory includes them."""
+
+    @abstractmethod
+    def page_bytes(self) -> int:
+        """Bytes of one KV page."""
+
+    def _close(self, call: messages.SessionCall, request: protocol.CloseRequest) -> messages.SessionAnswer | None:
+        entry = self.entries.get(request.session_id)
+        if entry is None or entry.started:
+            return messages.answer(call, protocol.CloseReply(session_id=request.session_id, freed_tokens=0))
+        entry.closers.append(call)
+        self.drop(entry, "closed", "it was closed")
+        return None
+
+    def _expire(self, session_id: str) -> None:
+        if (entry := self.entries.get(session_id)) is not None:
+            self.drop(entry, "expired", f"nobody used it for {entry.session.ttl_s:g} s")
+
+    def _send(self, answer: messages.SessionAnswer) -> None:
+        self.scheduler.send_control_output(answer, answer)

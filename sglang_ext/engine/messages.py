@@ -1,0 +1,60 @@
+"""What a worker's HTTP process and its schedulers say to each other about sessions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from sglang_ext import compat, protocol
+
+Kind = Literal["open", "append", "close", "status", "expire"]
+
+_REQUESTS: dict[Kind, Any] = {
+    "open": protocol.OpenRequest,
+    "append": protocol.AppendRequest,
+    "close": protocol.CloseRequest,
+    "status": Any,
+    "expire": list[str],
+}
+
+COMMIT_MARK = "incremental-prefill"
+"""`session_params.rid` of a generate request that commits a session of ours (`id` the session, `offset` the number)."""
+
+
+class SessionCall(compat.BaseReq, kw_only=True):  # type: ignore[misc,call-arg]
+    """A call of the API on its way to the schedulers; SGLang broadcasts it to all ranks. `body` is MessagePack."""
+
+    call_id: str
+    kind: Kind
+    body: bytes
+
+    def request(self) -> Any:
+        return msgspec.msgpack.decode(self.body, type=_REQUESTS[self.kind])
+
+
+class SessionAnswer(compat.BaseReq, kw_only=True):  # type: ignore[misc,call-arg]
+    """The first rank's answer. `body` is the MessagePack of a reply, or of a `Problem` when `refused`."""
+
+    call_id: str
+    body: bytes
+    refused: bool
+
+
+def call(call_id: str, kind: Kind, request: Any) -> SessionCall:
+    return SessionCall(call_id=call_id, kind=kind, body=msgspec.msgpack.encode(request))
+
+
+def answer(to: SessionCall, reply: Any) -> SessionAnswer:
+    return SessionAnswer(
+        call_id=to.call_id, http_worker_ipc=to.http_worker_ipc, body=msgspec.msgpack.encode(reply), refused=False
+    )
+
+
+def refusal(to: SessionCall, problem: protocol.Problem) -> SessionAnswer:
+    return SessionAnswer(
+        call_id=to.call_id, http_worker_ipc=to.http_worker_ipc, body=msgspec.msgpack.encode(problem), refused=True
+    )
+
+
+compat.hook_custom_types(SessionCall, SessionAnswer)

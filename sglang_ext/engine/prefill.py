@@ -1,0 +1,469 @@
+"""Sessions on a prefill worker.
+
+An append is an ordinary prefill request without sampling: SGLang schedules it, batches it with others, cuts it into
+chunks. What differs is its end: instead of handing over to decode, its KV stays held for the session (locked in the
+radix tree, or in its row when there is no tree), and its whole pages are pushed to the decode worker under the
+session's one transfer. The committed request is an ordinary request that finds all that in place and takes the
+transfer over. So a session is a chain of requests that leave their KV to the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sglang_ext import compat, protocol
+from sglang_ext.engine.host import Entry, SessionHost, Waiter
+from sglang_ext.engine.metrics import Metrics
+from sglang_ext.sessions import Refused, Session, SessionTable, common_prefix
+
+_UNBOUNDED_PAGES = 2**62
+"""Told to the transfer until the commit, so that no page it sends looks like the last."""
+
+_FORGET_ROOM_S = 60.0
+"""Metadata from the decode worker may still arrive this long after a room's end."""
+
+
+@dataclass(eq=False)
+class Prompt(Entry):
+    """A session's part on the prefill worker."""
+
+    sender: Any = None
+    bootstrap_host: str = ""
+    bootstrap_port: int = 0
+    slot: int = -1
+    """Metadata buffer of the transfer; while a request of the session runs, that request has it."""
+    linked: bool = False
+    """The decode worker has told where its pages are."""
+    lock: Any = None
+    """Keeps the computed prefix in the radix tree."""
+    owner: Any = None
+    """Without a radix tree: the last append, whose row holds the KV."""
+    running: Any = None
+    """The append that is queued or in the forward pass."""
+    last_push: Callable[[], None] | None = None
+    """The transfer's end, waiting for the decode worker to have room for all pages."""
+
+
+class PrefillHost(SessionHost[Prompt]):
+    def __init__(self, scheduler: Any, table: SessionTable, metrics: Metrics | None) -> None:
+        super().__init__(scheduler, table, metrics)
+        self._tree = scheduler.tree_cache
+        self._shares = self._tree.supports_prefix_sharing()
+        self._queue = scheduler.disagg_prefill_bootstrap_queue
+        self._transfers = self._queue.kv_manager
+        self._slots = scheduler.req_to_metadata_buffer_idx_allocator
+        self._requests: dict[str, Prompt] = {}
+        """Sessions by the id of their running append or committed request."""
+        self._ended_rooms: deque[tuple[float, int]] = deque()
+        self._appends = 0
+        self._head: Any = None
+        """First of the waiting requests when the last turn began."""
+
+    # Calls
+
+    def begin(self, session: Session, request: protocol.OpenRequest) -> Prompt:
+        # The other half of the buffers is for ordinary requests.
+        if self._slots.available_size() <= self._slots.size // 2:
+            raise Refused("over_budget", "too few metadata buffers are free for another session")
+        slot = self._slots.alloc()
+        sender_class = compat.get_kv_class(self._queue.transfer_backend, compat.KVClassType.SENDER)
+        sender = sender_class(
+            mgr=self._transfers,
+            bootstrap_addr=f"{request.bootstrap_host}:{request.bootstrap_port}",
+            bootstrap_room=session.room,
+            req_has_disagg_prefill_dp_rank=False,
+        )
+        return Prompt(
+            session,
+            sender=sender,
+            bootstrap_host=request.bootstrap_host,
+            bootstrap_port=request.bootstrap_port,
+            slot=slot,
+        )
+
+    def extended(self, entry: Prompt) -> None:
+        self._prefill(entry)
+
+    def is_done(self, entry: Prompt, waiter: Waiter) -> bool:
+        return entry.session.computed >= waiter.tokens
+
+    def take_request(self, entry: Prompt, request: Any) -> None:
+        self._queue._process_req(request)
+        request.disagg_kv_sender = entry.sender
+        entry.committed = request
+        if entry.running is not None and self._waits(entry.running):
+            # The committed request computes its tokens as well.
+            self._unqueue(entry)
+        self._start_commit(entry)
+
+    # The event loop
+
+    def watch(self) -> None:
+        self._poll_transfers()
+        self._finish_last_pushes()
+        for entry in tuple(self.entries.values()):
+            if entry.ending is None and entry.running is not None and self._is_gone(entry.running):
+                self.drop(entry, "lost", "its prefill was aborted")
+            if entry.ending is not None:
+                self._try_finish(entry)
+            elif not entry.started:
+                self._push_held(entry)
+                self._start_commit(entry)
+        self._relieve_starving()
+        now = time.monotonic()
+        while self._ended_rooms and now - self._ended_rooms[0][0] > _FORGET_ROOM_S:
+            self._forget_room(self._ended_rooms.popleft()[1])
+
+    def draining(self) -> bool:
+        return bool(self._ended_rooms)
+
+    def must_not_sleep(self) -> bool:
+        return any(
+            entry.committed is not None or entry.ending is not None or (not entry.linked and entry.session.held)
+            for entry in self.entries.values()
+        )
+
+    def kv_records(self) -> dict[str, Any]:
+        return {entry.session.id: entry.owner.kv for entry in self.entries.values() if entry.owner is not None}
+
+    def page_bytes(self) -> int:
+        return int(self._transfers.kv_item_lens_sum)
+
+    # What the hooks call
+
+    def batch_done(self, batch: Any) -> None:
+        """SGLang has processed a batch's result: appends that are through leave their KV to the session."""
+        ended = False
+        for request in batch.reqs:
+            entry = self._requests.get(request.rid)
+            if entry is None or request is not entry.running:
+                continue
+            queue = self.scheduler.disagg_prefill_inflight_queue
+            if any(waiting is request for waiting in queue):
+                self.scheduler.disagg_prefill_inflight_queue = [r for r in queue if r is not request]
+                self._keep(entry, request)
+                ended = True
+        if ended:
+            # Those that waited for a sibling to compute their common head find it in the tree now.
+            for entry in tuple(self.entries.values()):
+                self._prefill(entry)
+
+    def send(self, original: Callable[..., None], request: Any, last_chunk: bool, end_index: int | None) -> bool:
+        """Send a chunk of a session's request. Returns whether it was one."""
+        entry = self._requests.get(request.rid)
+        if entry is None or (request is not entry.running and request is not entry.committed):
+            return False
+        end = request.extend_end if end_index is None else end_index
+        end = min(end, len(request.origin_input_ids))
+        if last_chunk and request is entry.committed:
+            entry.last_push = partial(original, self.scheduler, request, True, end)
+            if self._is_alone():
+                self._finish_last_pushes()
+            return True
+        row = self.scheduler.req_to_token_pool.req_to_token[request.kv.req_pool_idx]
+        self._push(entry, row, end)
+        request.start_send_idx = entry.session.pushed
+        return True
+
+    # Appends
+
+    def _prefill(self, entry: Prompt) -> None:
+        """Queue what is known and not computed, if nothing of the session is under way."""
+        session = entry.session
+        target = session.whole_pages(self.page_size)
+        if entry.running is not None or entry.ending is not None or session.state != "open":
+            return
+        if target <= session.computed or self._sibling_computes_head(entry, target):
+            return
+        self._appends += 1
+        sampling = compat.SamplingParams(max_new_tokens=0)
+        sampling.normalize(None)
+        request = compat.Req(
+            rid=f"{session.id}~{self._appends}",
+            origin_input_text="",
+            origin_input_ids=session.ids[:target],
+            sampling_params=sampling,
+            bootstrap_host=entry.bootstrap_host,
+            bootstrap_port=entry.bootstrap_port,
+            bootstrap_room=session.room,
+            disagg_mode=self.scheduler.disaggregation_mode,
+            vocab_size=self.table.limits.vocabulary,
+        )
+        request.logprob_start_len = -1
+        request.disagg_kv_sender = entry.sender
+        request.pending_bootstrap = False
+        request.start_send_idx = session.pushed
+        request.metadata_buffer_index, entry.slot = entry.slot, -1
+        if entry.owner is not None:
+            request.kv = entry.owner.detach_kv()
+            entry.owner = None
+        entry.running = request
+        self._requests[request.rid] = entry
+        self._enqueue(request)
+
+    def _sibling_computes_head(self, entry: Prompt, target: int) -> bool:
+        """Whether a running append is computing pages at the end of what `entry` holds that both have in common."""
+        if not self._shares:
+            return False
+        session = entry.session
+        for other in self.entries.values():
+            if other.running is None or other is entry:
+                continue
+            common = common_prefix(session.ids, other.running.origin_input_ids)
+            common = min(common, target) // self.page_size * self.page_size
+            if common > session.held and common > other.session.held:
+                return True
+        return False
+
+    def _keep(self, entry: Prompt, request: Any) -> None:
+        """`request`, an append, is computed: hold its KV and let the request go."""
+        session = entry.session
+        self._end_running(entry)
+        tokens = len(request.origin_input_ids)
+        if self._shares:
+            lock = self._tree.lock(request.last_node)
+            compat.release_kv_cache(request, self._tree, checkpoint=False)
+            self._tree.unlock(entry.lock)
+            entry.lock = lock
+        else:
+            entry.owner = request
+        self._tree.finish(request.cache_request_handle, compat.CacheRequestOutcome.SUCCESS)
+        self.table.counters.recomputed_tokens += session.hold(tokens, request.cached_tokens)
+        if entry.ending is not None:
+            self._try_finish(entry)
+            return
+        for crowded in self.table.over_budget():
+            self._let_go(self.entries[crowded.id])
+        self._prefill(entry)
+        self.answer_waiters(entry)
+
+    def _end_running(self, entry: Prompt) -> None:
+        request = entry.running
+        entry.slot, request.metadata_buffer_index = request.metadata_buffer_index, -1
+        entry.running = None
+        del self._requests[request.rid]
+
+    def _unqueue(self, entry: Prompt) -> None:
+        """Take the session's append out of the waiting queue."""
+        request = entry.running
+        self.scheduler.waiting_queue = [r for r in self.scheduler.waiting_queue if r is not request]
+        self._end_running(entry)
+        if request.kv.holds_kv:
+            entry.owner = request
+
+    def _enqueue(self, request: Any) -> None:
+        self.scheduler._set_or_validate_priority(request)
+        request.time_stats.set_wait_queue_entry_time()
+        request.arrival_processed_tokens = self.scheduler.processed_tokens_counter
+        self.scheduler.waiting_queue.append(request)
+
+    # The commit
+
+    def _start_commit(self, entry: Prompt) -> None:
+        """Queue the committed request, once the transfer stands and no append is in its way."""
+        request, session = entry.committed, entry.session
+        if request is None or entry.started or entry.ending is not None:
+            return
+        if not entry.linked or entry.running is not None:
+            return
+        entry.started = True
+        request.metadata_buffer_index, entry.slot = entry.slot, -1
+        request.start_send_idx = session.pushed
+        request.disagg_decode_prefix_len = 0
+        pages = compat.kv_to_page_num(len(request.origin_input_ids), self.page_size)
+        entry.sender.init(pages, request.metadata_buffer_index)
+        request.pending_bootstrap = False
+        if entry.owner is not None:
+            self._leave_a_token(entry)
+            request.kv = entry.owner.detach_kv()
+            entry.owner = None
+        self._requests[request.rid] = entry
+        request.time_stats.set_bootstrap_done_time()
+        self._enqueue(request)
+
+    def _leave_a_token(self, entry: Prompt) -> None:
+        """Logits need at least one token to compute: when all are, drop the last page of the row."""
+        kv = entry.owner.kv
+        if kv.kv_committed_len < len(entry.session.ids):
+            return
+        kept = kv.kv_committed_len - self.page_size
+        self._tree.free_kv_row(kv, [(kept, kv.kv_allocated_len)])
+        kv.kv_committed_len = kv.kv_allocated_len = kept
+
+    def _finish_last_pushes(self) -> None:
+        """Send the last pages and the first token of those whose decode worker has room for all pages."""
+        waiting = [entry for entry in self.entries.values() if entry.last_push is not None]
+        if not waiting:
+            return
+        room = [self._announced_pages(entry) * self.page_size for entry in waiting]
+        ready = self._agree([tokens >= len(entry.session.ids) for entry, tokens in zip(waiting, room, strict=True)])
+        for entry, go in zip(waiting, ready, strict=True):
+            if not go or entry.last_push is None:
+                continue
+            request, session = entry.committed, entry.session
+            request.start_send_idx = session.pushed
+            entry.last_push()
+            entry.last_push = None
+            pages = compat.kv_to_page_num(len(session.ids), self.page_size) - session.pushed // self.page_size
+            self.table.counters.commit_pages += pages
+            session.pushed = len(session.ids)
+            self._hand_over(entry)
+
+    def _hand_over(self, entry: Prompt) -> None:
+        """The committed request is SGLang's alone now."""
+        entry.ending = entry.ending or ("committed", "it was committed")
+        del self._requests[entry.committed.rid]
+        self._tree.unlock(entry.lock)
+        entry.lock = None
+        self.finish(entry)
+
+    # The transfer
+
+    def _poll_transfers(self) -> None:
+        entries = list(self.entries.values())
+        polls = compat.poll_and_all_reduce([entry.sender for entry in entries], self.scheduler.attn_tp_cpu_group)
+        for entry, poll in zip(entries, polls, strict=True):
+            if entry.ending is not None:
+                continue
+            if poll == compat.KVPoll.Failed:
+                self.drop(entry, "lost", "the transfer to the decode worker failed")
+            elif poll != compat.KVPoll.Bootstrapping and not entry.linked:
+                entry.linked = True
+                entry.sender.pop_decode_prefix_len()
+                entry.sender.init(_UNBOUNDED_PAGES)
+
+    def _announced_pages(self, entry: Prompt) -> int:
+        """Pages the decode worker has room for: the shortest list its ranks have sent."""
+        infos = self._transfers.transfer_infos.get(entry.session.room)
+        if not infos or not entry.linked:
+            return 0
+        return min((len(info.dst_kv_indices) for info in list(infos.values()) if not info.is_dummy), default=0)
+
+    def _push(self, entry: Prompt, row: Any, end: int) -> None:
+        """Send the whole pages before token `end` that were not sent; `row` has the KV slot of each token."""
+        session = entry.session
+        end = min(end // self.page_size, self._announced_pages(entry)) * self.page_size
+        if end <= session.pushed:
+            return
+        slots = self.scheduler.token_to_kv_pool_allocator.translate_kv_indices_for_transfer(row[session.pushed : end])
+        pages = compat.kv_to_page_indices(slots, self.page_size)
+        entry.sender.send(pages, None, num_kv_tokens=end - session.pushed)
+        session.pushed = end
+        if session.state == "open":
+            self.table.counters.early_pages += len(pages)
+        else:
+            self.table.counters.commit_pages += len(pages)
+
+    def _push_held(self, entry: Prompt) -> None:
+        """Send what is held and was not sent because the decode worker had no room then."""
+        held = entry.session.held
+        if held <= entry.session.pushed or self._announced_pages(entry) * self.page_size <= entry.session.pushed:
+            return
+        if entry.lock is not None:
+            self._push(entry, self._tree.path_device_indices(entry.lock.node), held)
+        elif entry.owner is not None:
+            self._push(entry, self.scheduler.req_to_token_pool.req_to_token[entry.owner.kv.req_pool_idx], held)
+
+    # Memory
+
+    def _let_go(self, entry: Prompt) -> None:
+        """Hold the session's KV no longer. In the tree it stays until the room is needed."""
+        self.table.let_go(entry.session)
+        # A page may be written over while the transfer still reads it. Sent again, in order, after that
+        # transfer, it comes out right: so everything is sent again.
+        entry.session.pushed = 0
+        entry.sender.curr_idx = 0
+        self._release(entry)
+
+    def _release(self, entry: Prompt) -> None:
+        self._tree.unlock(entry.lock)
+        entry.lock = None
+        if entry.owner is not None:
+            compat.release_kv_cache(entry.owner, self._tree, checkpoint=False)
+            entry.owner = None
+
+    def _relieve_starving(self) -> None:
+        """Nothing ran in the last turn though requests wait: let go of the idlest session's KV."""
+        scheduler = self.scheduler
+        waiting = scheduler.waiting_queue
+        head, self._head = self._head, waiting[0] if waiting else None
+        if head is None or head is not self._head:
+            return
+        if scheduler.last_batch is not None or scheduler.chunked_req is not None:
+            return
+        for entry in self.entries.values():
+            # A queued append can wait longer; what runs, and what is served next, cannot.
+            request = entry.running
+            entry.session.busy = request is not None and (request is head or not self._waits(request))
+        for session in self.table.idlest():
+            if self.entries[session.id].ending is None:
+                self._let_go(self.entries[session.id])
+                return
+
+    # Ends
+
+    def stop(self, entry: Prompt) -> None:
+        request = entry.running
+        # Tells the decode worker, too.
+        self._transfers.conclude_failure(bootstrap_room=entry.session.room, failure_reason=self._why(entry))
+        if request is not None:
+            if self._waits(request):
+                self._unqueue(entry)
+            elif self.scheduler.chunked_req is request:
+                self.scheduler._pending_chunked_abort_req = request
+            elif request.kv.holds_kv:
+                request.to_finish = compat.FINISH_ABORT()
+        self._try_finish(entry)
+
+    def _try_finish(self, entry: Prompt) -> None:
+        """End a session that is to end, once none of its requests runs."""
+        if entry.ending is None or entry.session.id not in self.entries:
+            return
+        if entry.running is not None:
+            if not self._is_gone(entry.running):
+                return
+            self._end_running(entry)
+        assert entry.ending is not None
+        self._release(entry)
+        if entry.started:
+            # SGLang sees the failed transfer at the request and ends that, with its buffer and the room.
+            self._requests.pop(entry.committed.rid, None)
+        else:
+            if entry.slot >= 0:
+                self._slots.free(entry.slot)
+            entry.sender.conclude_state = compat.KVPoll.Failed
+            entry.sender.clear()
+            self._ended_rooms.append((time.monotonic(), entry.session.room))
+        self.finish(entry)
+
+    def _why(self, entry: Prompt) -> str:
+        return entry.ending[1] if entry.ending is not None else ""
+
+    def _is_gone(self, request: Any) -> bool:
+        """Whether SGLang has let go of an append: between turns of the loop it either waits or has a row."""
+        return not request.kv.holds_kv and not self._waits(request)
+
+    def _waits(self, request: Any) -> bool:
+        return any(waiting is request for waiting in self.scheduler.waiting_queue)
+
+    def _forget_room(self, room: int) -> None:
+        transfers = self._transfers
+        transfers.request_status.pop(room, None)
+        transfers.transfer_infos.pop(room, None)
+        transfers.req_to_decode_prefix_len.pop(room, None)
+        with transfers.failure_lock:
+            transfers.failure_records.pop(room, None)
+
+    # Ranks
+
+    def _is_alone(self) -> bool:
+        return bool(self.scheduler.tp_size == 1)
+
+    def _agree(self, flags: list[bool]) -> list[bool]:
+        """True where every rank says so."""
+        return [bool(flag) for flag in compat.all_ranks([int(f) for f in flags], self.scheduler.attn_tp_cpu_group)]
