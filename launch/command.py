@@ -158,9 +158,14 @@ def _worker(
         argv += ["--max-total-tokens", str(model.max_total_tokens)]
     if model.mem_fraction_static is not None:
         argv += ["--mem-fraction-static", str(model.mem_fraction_static)]
-    if role == "decode":
+    if not config.radix_cache:
+        argv.append("--disable-radix-cache")
+    elif role == "decode":
         # Only pages that decode lacks are moved; sibling prompts share theirs.
         argv.append("--disaggregation-decode-enable-radix-cache")
+    overlap = model.device == "cuda" if model.overlap_schedule is None else model.overlap_schedule
+    if not overlap:
+        argv.append("--disable-overlap-schedule")
     argv += _cpu_flags(role) if model.device == "cpu" else _gpu_flags(config.gpus)
     argv += [*model.flags, *config.flags]
     return Worker(
@@ -184,7 +189,6 @@ def _cpu_flags(role: Role) -> list[str]:
         *("--attention-backend", "torch_native"),
         # A generation at start-up costs more than the first request saves.
         "--skip-server-warmup",
-        "--disable-overlap-schedule",
         # A scheduler that polls takes the core from whatever shares it.
         "--sleep-on-idle",
     ]
@@ -199,11 +203,16 @@ def _gpu_flags(gpus: tuple[int, ...]) -> list[str]:
 
 
 def _worker_env(model: ModelConfig, config: DecodeConfig) -> dict[str, str]:
+    env = config.sessions.to_environment()
     if model.device == "cuda":
-        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus))}
+        return {**env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus))}
+    if model.overlap_schedule:
+        # It would order this early transfer after the forward pass by a CUDA event.
+        env["SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX"] = "0"
     if not config.cores:
-        return {}
+        return env
     return {
+        **env,
         "SGLANG_CPU_OMP_THREADS_BIND": ",".join(map(str, config.cores)),
         "OMP_NUM_THREADS": str(len(config.cores)),
     }

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from sglang_ext.settings import SessionSettings
 from shell_router.config import (
     ConfigError,
     LimitsConfig,
@@ -36,8 +37,12 @@ class DecodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """GPUs of the worker; more than one means tensor parallelism over them. Only with device `cuda`."""
     port: Port = 0
     """0 = choose."""
+    radix_cache: bool = True
+    """Whether it keeps the KV of finished prompts for others with the same beginning."""
     flags: tuple[str, ...] = ()
     """More SGLang flags, after all others."""
+    sessions: SessionSettings = SessionSettings()
+    """Bounds of its incremental sessions."""
 
 
 class PrefillConfig(DecodeConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +80,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Share of memory for weights and KV pool; without it, SGLang chooses."""
     transfer_backend: Literal["nixl"] = "nixl"
     """What moves KV from prefill to decode."""
+    overlap_schedule: bool | None = None
+    """Whether a worker prepares a batch while another runs. Without it on GPUs only: on CPU both want one core."""
     flags: tuple[str, ...] = ()
     """More SGLang flags for all workers of this model."""
     prefill: Annotated[tuple[PrefillConfig, ...], Meta(min_length=1)]

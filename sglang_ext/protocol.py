@@ -33,7 +33,7 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`POST open`: begin a session. It counts as number 0 of the session's calls."""
 
     session_id: SessionId
-    """Chosen by the caller, the same on both workers; the committed request's `rid`."""
+    """Chosen by the caller, the same on both workers; the committed request's `rid`, for SGLang's own abort."""
     bootstrap_host: str
     """Host of the prefill worker's bootstrap server, as the decode worker reaches it."""
     bootstrap_port: Port

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from sglang_ext import compat, protocol
@@ -48,7 +48,9 @@ def add(app: Any, manager: Any, channel: Channel, status: Callable[[], Awaitable
             try:
                 first = await anext(outputs)
             except ValueError as error:
-                raise Refused("bad_request", str(error)) from error
+                raise _refused("bad_request", str(error)) from error
+            except HTTPException as error:
+                raise _refused("closed", error.detail) from error
             if (found := _refusal_in(first)) is not None:
                 await outputs.aclose()
                 return _problem(request, found)
@@ -109,14 +111,20 @@ def _generate_input(body: protocol.CommitRequest) -> Any:
 
 
 def _refusal_in(output: dict[str, Any]) -> protocol.Problem | None:
-    """The problem with which our part of the scheduler refused a commit, if that is what `output` says."""
+    """Why the request ended before its first token, if that is what `output` says."""
     reason = output["meta_info"].get("finish_reason") or {}
     if reason.get("type") != "abort" or "status_code" not in reason:
         return None
+    return _refused("closed", str(reason.get("message"))).problem
+
+
+def _refused(code: protocol.ProblemCode, message: str) -> Refused:
+    """What SGLang said when it gave up a request: a problem of ours that it carried, or words of its own."""
     try:
-        return msgspec.json.decode(reason.get("message") or b"", type=protocol.Problem)
+        problem = msgspec.json.decode(message, type=protocol.Problem)
     except msgspec.DecodeError:
-        return None
+        return Refused(code, message)
+    return Refused(problem.code, problem.message, problem.expected_seq)
 
 
 async def _events(first: dict[str, Any], outputs: Any) -> AsyncIterator[bytes]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_ext import compat, protocol
-from sglang_ext.engine.host import Entry, SessionHost, Waiter
+from sglang_ext.engine.host import Entry, SessionHost, Waiter, heard
 from sglang_ext.engine.metrics import Metrics
 from sglang_ext.sessions import Refused, Session, SessionTable
 
@@ -222,8 +222,7 @@ class DecodeHost(SessionHost[Reservation]):
         polls = compat.poll_and_all_reduce([entry.receiver for entry in entries], self._queue.gloo_group)
         for entry, poll in zip(entries, polls, strict=True):
             if poll == compat.KVPoll.Failed and entry.ending is None:
-                reason = self._transfers.failure_records.get(entry.session.room, "the transfer failed")
-                self.drop(entry, "lost", reason)
+                self.drop(entry, *heard(self._transfers.failure_records.get(entry.session.room, "")))
 
     # The commit
 

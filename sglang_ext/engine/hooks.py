@@ -14,8 +14,8 @@ from sglang_ext.engine.decode import DecodeHost
 from sglang_ext.engine.host import SessionHost
 from sglang_ext.engine.metrics import Metrics
 from sglang_ext.engine.prefill import PrefillHost
-from sglang_ext.engine.settings import Settings
 from sglang_ext.sessions import Limits, SessionTable
+from sglang_ext.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def start_host(result: Any, scheduler: Any) -> None:
         _host = None
         logger.info("graft: no incremental sessions on this worker: %s", _refusal.message)
         return
-    settings = Settings.from_environment(os.environ)
+    settings = from_environment(os.environ)
     pool = scheduler.max_total_num_tokens
     limits = Limits(
         page_size=scheduler.token_to_kv_pool_allocator.page_size,

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _PUBLISH_INTERVAL_S = 0.5
 
+_SAID: tuple[Ending, ...] = ("closed", "expired", "lost")
+
 
 @dataclass(eq=False)
 class Waiter:
@@ -248,3 +250,20 @@ class SessionHost(ABC, Generic[E]):
 
     def _send(self, answer: messages.SessionAnswer) -> None:
         self.scheduler.send_control_output(answer, answer)
+
+
+_FAREWELL = "session "
+
+
+def farewell(entry: Entry) -> str:
+    """What the prefill worker tells the decode worker at a session's end, through the transfer's failure."""
+    ending, reason = entry.ending or ("lost", "")
+    return f"{_FAREWELL}{ending}: {reason}"
+
+
+def heard(failure: str) -> tuple[Ending, str]:
+    """How a session ends whose transfer failed with `failure`: a farewell, or a fault."""
+    for ending in _SAID:
+        if failure.startswith(start := f"{_FAREWELL}{ending}: "):
+            return ending, failure.removeprefix(start)
+    return "lost", failure or "the transfer failed"

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from sglang_ext import compat, protocol
-from sglang_ext.engine.host import Entry, SessionHost, Waiter
+from sglang_ext.engine.host import Entry, SessionHost, Waiter, farewell
 from sglang_ext.engine.metrics import Metrics
 from sglang_ext.sessions import Refused, Session, SessionTable, common_prefix
 
@@ -410,7 +410,7 @@ class PrefillHost(SessionHost[Prompt]):
     def stop(self, entry: Prompt) -> None:
         request = entry.running
         # Tells the decode worker, too.
-        self._transfers.conclude_failure(bootstrap_room=entry.session.room, failure_reason=self._why(entry))
+        self._transfers.conclude_failure(bootstrap_room=entry.session.room, failure_reason=farewell(entry))
         if request is not None:
             if self._waits(request):
                 self._unqueue(entry)
@@ -440,9 +440,6 @@ class PrefillHost(SessionHost[Prompt]):
             entry.sender.clear()
             self._ended_rooms.append((time.monotonic(), entry.session.room))
         self.finish(entry)
-
-    def _why(self, entry: Prompt) -> str:
-        return entry.ending[1] if entry.ending is not None else ""
 
     def _is_gone(self, request: Any) -> bool:
         """Whether SGLang has let go of an append: between turns of the loop it either waits or has a row."""

@@ -45,7 +45,9 @@ def status(role: str, applied: bool = True) -> str:
             "role": role,
             "device": "cpu",
             "page_size": 16,
-            "sessions": False,
+            "sessions": None,
+            "refusal": None,
+            "bootstrap_port": None,
             "hooks": [{"target": "a.b", "reason": "", "applied": applied}],
         }
     )

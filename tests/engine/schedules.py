@@ -1,0 +1,169 @@
+"""Random schedules of sessions and plain requests, and every way in which a session can end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from tests.engine.pair import CallRefused, Pair, Session, random_cuts, random_prompt
+
+SIZES = (1, 3, 15, 16, 17, 48, 64, 100, 250)
+
+
+@dataclass
+class Outcome:
+    """What became of the sessions of a schedule."""
+
+    right: int = 0
+    wrong: list[str] = field(default_factory=list)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+
+
+async def run_schedules(
+    pair: Pair,
+    seed: int,
+    count: int,
+    at_once: int,
+    *,
+    longest: int = 900,
+    sizes: Sequence[int] = SIZES,
+    heads: int = 3,
+) -> Outcome:
+    """`count` sessions with random prompts in random pieces, `at_once` at a time, beside plain requests.
+
+    Some prompts begin with one of `heads` common heads. The answer of each is compared with that of one plain request
+    for the same prompt, whose KV is computed apart (another namespace of the prefix cache), before or after.
+    """
+    draw = random.Random(seed)
+    shared = [random_prompt(draw, 20, longest // 3) for _ in range(heads)]
+    places = asyncio.Semaphore(at_once)
+    outcome = Outcome()
+
+    async def one(number: int) -> None:
+        own = random.Random(f"{seed}-{number}")
+        head = own.choice(shared) if shared and own.random() < 0.5 else []
+        prompt = head + random_prompt(own, 1, longest - len(head))
+        async with places:
+            if own.random() < 0.2:
+                await pair.generate(random_prompt(own, 1, longest))
+            reference = pair.generate(prompt, extra_key=f"reference-{seed}-{number}")
+            expected = await reference if own.random() < 0.5 else None
+            pieces = random_cuts(own, prompt, sizes)
+            try:
+                found = await _write(pair, own, pieces, len(prompt))
+            except CallRefused as refused:
+                outcome.fallbacks[refused.problem.code] += 1
+                found = await pair.generate(prompt)
+            if expected is None:
+                expected = await reference
+            if found == expected:
+                outcome.right += 1
+            else:
+                outcome.wrong.append(f"{number}: {len(prompt)} tokens in {[len(p) for p in pieces]}")
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+    return outcome
+
+
+async def _write(pair: Pair, draw: random.Random, pieces: Sequence[Sequence[int]], tokens: int) -> list[int]:
+    session = Session(pair, max_prompt_tokens=tokens + draw.randrange(50))
+    try:
+        first = 0 if draw.random() < 0.3 else 1
+        await session.open(pieces[0] if first else ())
+        for piece in pieces[first:-1]:
+            if piece:
+                await session.append(piece)
+            if draw.random() < 0.2:
+                await asyncio.sleep(draw.random() * 0.1)
+        answer = await session.commit(pieces[-1])
+    except BaseException:
+        await session.close()
+        raise
+    ids: list[int] = answer["output_ids"]
+    return ids
+
+
+ENDS = (
+    "close", "close_prefill", "close_decode", "abort_prefill", "abort_decode", "close_in_append", "abort_in_append",
+    "abort_in_commit", "leave_in_append", "leave_in_commit", "leave", "commit", "open_one_side", "commit_one_side",
+)  # fmt: skip
+
+
+async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int = 600) -> None:
+    """One session that comes to the given end at a random point. With `leave` its time to live must end it."""
+    prompt = random_prompt(draw, 1, longest)
+    pieces = random_cuts(draw, prompt, SIZES)
+    session = Session(pair, max_prompt_tokens=len(prompt) + 300, ttl_s=2.0)
+    if end == "open_one_side":
+        worker = draw.choice(pair.workers)
+        await pair.call(worker, "/incremental_prefill/open", session.open_request(prompt))
+        return
+    await session.open(pieces[0])
+    for piece in pieces[1 : draw.randint(1, len(pieces))]:
+        if piece:
+            await session.append(piece)
+    more = random_prompt(draw, 1, 250)
+    long_answer = {"max_new_tokens": 64, "temperature": 0, "ignore_eos": True}
+    match end:
+        case "close":
+            await session.close()
+        case "close_prefill" | "close_decode":
+            worker = pair.prefill if end == "close_prefill" else pair.decode
+            await pair.call(worker, "/incremental_prefill/close", _close(session))
+        case "abort_prefill" | "abort_decode":
+            await pair.abort(pair.prefill if end == "abort_prefill" else pair.decode, session.id)
+        case "close_in_append" | "abort_in_append":
+            append = asyncio.ensure_future(session.append(more))
+            await asyncio.sleep(draw.random() * 0.03)
+            if end == "close_in_append":
+                await session.close()
+            else:
+                await asyncio.gather(*(pair.abort(worker, session.id) for worker in pair.workers))
+            await _settle(append)
+        case "abort_in_commit":
+            commit = asyncio.ensure_future(session.commit(more, sampling_params=long_answer))
+            await asyncio.sleep(draw.random() * 0.2)
+            await asyncio.gather(*(pair.abort(worker, session.id) for worker in pair.workers))
+            await _settle(commit)
+        case "leave_in_append" | "leave_in_commit":
+            call: Any = session.append(more) if end == "leave_in_append" else session.commit(more, stream=True)
+            task = asyncio.ensure_future(call)
+            await asyncio.sleep(draw.random() * 0.05)
+            task.cancel()
+            await _settle(task)
+        case "commit_one_side":
+            worker = draw.choice(pair.workers)
+            request = _commit(session, more)
+            task = asyncio.ensure_future(pair.call(worker, "/incremental_prefill/commit", request))
+            await asyncio.sleep(draw.random() * 0.1)
+            await session.close()
+            await asyncio.gather(*(pair.abort(worker, session.id) for worker in pair.workers))
+            await _settle(task)
+        case "commit":
+            await _settle(asyncio.ensure_future(session.commit(more)))
+
+
+def _close(session: Session) -> Any:
+    from sglang_ext.protocol import CloseRequest
+
+    return CloseRequest(session_id=session.id)
+
+
+def _commit(session: Session, ids: list[int]) -> Any:
+    from sglang_ext.protocol import CommitRequest
+
+    return CommitRequest(session_id=session.id, seq=session.next_seq, input_ids=ids)
+
+
+async def _settle(task: asyncio.Future[Any]) -> None:
+    """Wait for the end of a call that may be refused, broken off or cancelled."""
+    try:
+        await task
+    except (CallRefused, aiohttp.ClientError, asyncio.CancelledError, AssertionError):
+        pass
