@@ -22,7 +22,7 @@ COMMIT_PATH = f"{PREFIX}/commit"
 CLOSE_PATH = f"{PREFIX}/close"
 STATUS_PATH = f"{PREFIX}/status"
 
-SessionId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
+SessionId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+\Z")]
 TokenId = Annotated[int, Meta(ge=0)]
 Sequence = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -30,7 +30,7 @@ Room = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 
 class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`POST open`: begin a session. It counts as number 0 of the session's calls."""
+    """`POST open`: begin a session. It counts as number 0 of the session's calls, and may be repeated."""
 
     session_id: SessionId
     """Chosen by the caller, the same on both workers; the committed request's `rid`, for SGLang's own abort."""

@@ -131,13 +131,20 @@ class SessionTable:
         return iter(tuple(self._sessions.values()))
 
     def open(self, request: OpenRequest) -> Session:
-        """Raises `Refused`: too_long, bad_token, bad_request (id or room in use), over_budget (no place)."""
+        """The new session, or the one that the same call opened before.
+
+        Raises `Refused`: too_long, bad_token, bad_request (id or room in use), over_budget (no place).
+        """
         limits = self.limits
         if request.max_prompt_tokens > limits.max_prompt_tokens:
             raise Refused(
                 "too_long",
                 f"max_prompt_tokens {request.max_prompt_tokens} is over this worker's {limits.max_prompt_tokens}",
             )
+        known = self._sessions.get(request.session_id)
+        if known is not None and known.state == "open" and known.room == request.bootstrap_room:
+            self._use(known)
+            return known
         if request.session_id in self._sessions or request.session_id in self._ends:
             raise Refused("bad_request", f"session_id {request.session_id!r} is or was in use")
         if request.bootstrap_room in self._rooms:
@@ -210,6 +217,12 @@ class SessionTable:
 
     def in_room(self, room: int | None) -> Session | None:
         return None if room is None else self._rooms.get(room)
+
+    def withdraw(self, session: Session) -> None:
+        """Undo an `open` that the worker could not serve: as if it had never been."""
+        del self._sessions[session.id]
+        del self._rooms[session.room]
+        session.state = "ended"
 
     def seal(self, session: Session, reason: str) -> None:
         """Take no more calls for a session that is about to end; it keeps its place and what it holds until `end`."""

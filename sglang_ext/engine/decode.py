@@ -71,7 +71,9 @@ class DecodeHost(SessionHost[Reservation]):
             raise Refused("over_budget", "too few request rows are free for another session")
         entry = Reservation(session, peer=f"{request.bootstrap_host}:{request.bootstrap_port}")
         wanted = self._wanted(session)
-        self._make_room(wanted)
+        # Those that are here go first: they are nearer to their commit.
+        if not self._keeps_budget(wanted):
+            raise Refused("over_budget", f"the sessions' share of the KV pool has no room for {wanted} tokens")
         if not self._fits(wanted):
             raise Refused("over_budget", f"there is no room for {wanted} tokens beside the ordinary requests")
         entry.owner = compat.Req(
@@ -93,7 +95,7 @@ class DecodeHost(SessionHost[Reservation]):
 
     def extended(self, entry: Reservation) -> None:
         # Room that is short now can be had later: the commit waits for it, the pages in between move then.
-        self._grow(entry, needed=False)
+        self._grow(entry)
 
     def is_done(self, entry: Reservation, waiter: Waiter) -> bool:
         return True
@@ -140,31 +142,34 @@ class DecodeHost(SessionHost[Reservation]):
     def _whole_pages(self, tokens: int) -> int:
         return -(-tokens // self.page_size) * self.page_size
 
-    def _grow(self, entry: Reservation, needed: bool) -> bool:
-        """Have room for all known tokens. Returns whether there is; unless `needed`, grows in steps and tries once."""
+    def _grow(self, entry: Reservation) -> None:
+        """Have room for the known tokens and some ahead, if there is. Grows in steps, not with each append."""
         session = entry.session
-        known = self._whole_pages(len(session.ids))
-        if session.held >= known and (needed or session.held >= min(self._wanted(session), known + _AHEAD_TOKENS // 2)):
-            return True
-        for target in dict.fromkeys((self._wanted(session) if not needed else known, known)):
+        wanted = self._wanted(session)
+        if session.held >= min(wanted, self._whole_pages(len(session.ids) + _AHEAD_TOKENS // 2)):
+            return
+        for target in (wanted, self._whole_pages(len(session.ids))):
             extra = target - session.held
-            self._make_room(extra, entry)
-            if self._fits(extra):
+            if extra > 0 and self._keeps_budget(extra) and self._fits(extra):
                 self._allocate(entry, extra)
                 self._announce(entry)
-                return True
-        return session.held >= known
+                return
 
-    def _make_room(self, extra: int, entry: Reservation | None = None) -> None:
-        """Keep the sessions' share of the pool: end the idlest ones where `extra` tokens would exceed it."""
-        for session in self.table.over_budget(extra):
-            if entry is None or session is not entry.session:
-                self.drop(self.entries[session.id], "lost", "its memory went to a more recent session")
+    def _grow_to_commit(self, entry: Reservation) -> bool:
+        """Have room for the whole prompt, which is an ordinary request's from now on. Returns whether there is."""
+        extra = self._whole_pages(len(entry.session.ids)) - entry.session.held
+        if extra > 0:
+            if not self._fits(extra):
+                return False
+            self._allocate(entry, extra)
+            self._announce(entry)
+        return True
+
+    def _keeps_budget(self, extra: int) -> bool:
+        return self.table.held_tokens() + extra <= self.table.limits.max_held_tokens
 
     def _fits(self, extra: int) -> bool:
         """Whether `extra` tokens can be had, with what SGLang reserves for the requests that decode left alone."""
-        if self.table.held_tokens() + extra > self.table.limits.max_held_tokens:
-            return False
         running = self.scheduler.running_batch.reqs
         retractable = sum(len(r.origin_input_ids) + len(r.output_ids) for r in running)
         free: int = self._queue._allocatable_token_budgets(retractable_tokens=retractable, count_retracted=True)
@@ -228,7 +233,7 @@ class DecodeHost(SessionHost[Reservation]):
 
     def _start_commit(self, entry: Reservation) -> None:
         """Let the committed request take over, as soon as there is room for the whole prompt."""
-        if not entry.linked or not self._grow(entry, needed=True):
+        if not entry.linked or not self._grow_to_commit(entry):
             return
         request, session, kv = entry.committed, entry.session, entry.owner.kv
         tokens = len(session.ids)

@@ -84,11 +84,9 @@ def before_abort(scheduler: Any, request: Any) -> None:
 
 def around_flush(original: Callable[..., bool], scheduler: Any, *args: Any, **options: Any) -> bool:
     """A flush clears the pools: no session may hold anything there then."""
-    if _host is not None:
-        _host.drop_all("the worker's cache was flushed")
-        if _host.entries:
-            logger.warning("graft: the cache is not flushed, memory of ended sessions is still draining")
-            return False
+    if _host is not None and not _host.end_all("the worker's cache was flushed"):
+        logger.warning("graft: the cache is not flushed, memory of ended sessions is still draining")
+        return False
     return original(scheduler, *args, **options)
 
 

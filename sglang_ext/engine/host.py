@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 _PUBLISH_INTERVAL_S = 0.5
 
+_END_TURNS = 200
+_END_TURN_S = 0.005
+
 _SAID: tuple[Ending, ...] = ("closed", "expired", "lost")
 
 
@@ -80,15 +83,11 @@ class SessionHost(ABC, Generic[E]):
                 return self._close(call, request)
             if call.kind == "open":
                 session = self.table.open(request)
-                try:
-                    entry = self.begin(session, request)
-                except Refused:
-                    self.table.end(session, "closed", "it was never opened")
-                    raise
-                self.entries[session.id] = entry
+                if session.id not in self.entries:
+                    self._begin(session, request)
             else:
                 session = self.table.append(request)
-                entry = self.entries[session.id]
+            entry = self.entries[session.id]
             entry.waiters.append(Waiter(call, received_at, session.whole_pages(self.page_size)))
             self.extended(entry)
             self.answer_waiters(entry)
@@ -130,13 +129,21 @@ class SessionHost(ABC, Generic[E]):
             if everything or entry.session.id.startswith(request_id):
                 self.drop(entry, "closed", "it was aborted")
 
-    def drop_all(self, reason: str) -> None:
+    def end_all(self, reason: str) -> bool:
+        """End every session and wait a moment until all of their memory is free. Returns whether it is."""
         for entry in tuple(self.entries.values()):
             self.drop(entry, "lost", reason)
+        # A number of turns, not a time: every rank makes the same number.
+        for _ in range(_END_TURNS):
+            if not self.entries:
+                break
+            time.sleep(_END_TURN_S)
+            self.watch()
+        return not self.entries
 
     def expired(self) -> messages.SessionCall | None:
         """The first rank's word on who has expired, for all ranks."""
-        found = [session.id for session in self.table.expired()]
+        found = [session.id for session in self.table.expired() if self.may_expire(self.entries[session.id])]
         return messages.call("", "expire", found) if found else None
 
     # Ends
@@ -212,6 +219,10 @@ class SessionHost(ABC, Generic[E]):
     def take_request(self, entry: E, request: Any) -> None:
         """SGLang made the committed request: let it take over."""
 
+    def may_expire(self, entry: E) -> bool:
+        """Whether the session waits for somebody outside this worker."""
+        return True
+
     @abstractmethod
     def stop(self, entry: E) -> None:
         """Stop and free what the session has; call `finish` at the end of that, now or in a later `watch`."""
@@ -235,6 +246,15 @@ class SessionHost(ABC, Generic[E]):
     @abstractmethod
     def page_bytes(self) -> int:
         """Bytes of one KV page."""
+
+    def _begin(self, session: Session, request: protocol.OpenRequest) -> None:
+        try:
+            self.entries[session.id] = self.begin(session, request)
+        except Refused:
+            self.table.counters.refused += 1
+            self.table.counters.opened -= 1
+            self.table.withdraw(session)
+            raise
 
     def _close(self, call: messages.SessionCall, request: protocol.CloseRequest) -> messages.SessionAnswer | None:
         entry = self.entries.get(request.session_id)

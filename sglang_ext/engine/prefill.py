@@ -312,6 +312,7 @@ class PrefillHost(SessionHost[Prompt]):
             pages = compat.kv_to_page_num(len(session.ids), self.page_size) - session.pushed // self.page_size
             self.table.counters.commit_pages += pages
             session.pushed = len(session.ids)
+            self.table.counters.recomputed_tokens += max(0, session.computed - request.cached_tokens)
             self._hand_over(entry)
 
     def _hand_over(self, entry: Prompt) -> None:
@@ -406,6 +407,10 @@ class PrefillHost(SessionHost[Prompt]):
                 return
 
     # Ends
+
+    def may_expire(self, entry: Prompt) -> bool:
+        # A started request that waits in SGLang's queues waits as long as any other.
+        return not entry.started or entry.last_push is not None
 
     def stop(self, entry: Prompt) -> None:
         request = entry.running

@@ -6,11 +6,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from sglang_ext.protocol import CLOSE_PATH, COMMIT_PATH, OPEN_PATH, CloseRequest, CommitRequest
 from tests.engine.pair import CallRefused, Pair, Session, random_cuts, random_prompt
 
 SIZES = (1, 3, 15, 16, 17, 48, 64, 100, 250)
@@ -102,9 +104,16 @@ async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int
     session = Session(pair, max_prompt_tokens=len(prompt) + 300, ttl_s=2.0)
     if end == "open_one_side":
         worker = draw.choice(pair.workers)
-        await pair.call(worker, "/incremental_prefill/open", session.open_request(prompt))
+        await pair.call(worker, OPEN_PATH, session.open_request(prompt))
         return
-    await session.open(pieces[0])
+    try:
+        await session.open(pieces[0])
+    except CallRefused as refused:
+        await session.close()
+        if refused.problem.code != "over_budget":
+            raise
+        # Sessions that were left fill the budget until they expire.
+        return
     for piece in pieces[1 : draw.randint(1, len(pieces))]:
         if piece:
             await session.append(piece)
@@ -115,7 +124,7 @@ async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int
             await session.close()
         case "close_prefill" | "close_decode":
             worker = pair.prefill if end == "close_prefill" else pair.decode
-            await pair.call(worker, "/incremental_prefill/close", _close(session))
+            await pair.call(worker, CLOSE_PATH, CloseRequest(session_id=session.id))
         case "abort_prefill" | "abort_decode":
             await pair.abort(pair.prefill if end == "abort_prefill" else pair.decode, session.id)
         case "close_in_append" | "abort_in_append":
@@ -139,8 +148,8 @@ async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int
             await _settle(task)
         case "commit_one_side":
             worker = draw.choice(pair.workers)
-            request = _commit(session, more)
-            task = asyncio.ensure_future(pair.call(worker, "/incremental_prefill/commit", request))
+            request = CommitRequest(session_id=session.id, seq=session.next_seq, input_ids=more)
+            task = asyncio.ensure_future(pair.call(worker, COMMIT_PATH, request))
             await asyncio.sleep(draw.random() * 0.1)
             await session.close()
             await asyncio.gather(*(pair.abort(worker, session.id) for worker in pair.workers))
@@ -149,21 +158,7 @@ async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int
             await _settle(asyncio.ensure_future(session.commit(more)))
 
 
-def _close(session: Session) -> Any:
-    from sglang_ext.protocol import CloseRequest
-
-    return CloseRequest(session_id=session.id)
-
-
-def _commit(session: Session, ids: list[int]) -> Any:
-    from sglang_ext.protocol import CommitRequest
-
-    return CommitRequest(session_id=session.id, seq=session.next_seq, input_ids=ids)
-
-
 async def _settle(task: asyncio.Future[Any]) -> None:
     """Wait for the end of a call that may be refused, broken off or cancelled."""
-    try:
+    with suppress(CallRefused, aiohttp.ClientError, asyncio.CancelledError):
         await task
-    except (CallRefused, aiohttp.ClientError, asyncio.CancelledError, AssertionError):
-        pass

@@ -1,0 +1,360 @@
+"""Incremental sessions on real workers: exact, typed in their errors, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from launch.cluster import Cluster
+from launch.config import ClusterConfig, ModelConfig
+from sglang_ext import protocol
+from sglang_ext.settings import SessionSettings
+from tests.engine.pair import GREEDY, CallRefused, Pair, Session, random_cuts, random_prompt
+from tests.engine.schedules import ENDS, end_somehow, run_schedules
+from tests.engine.test_cancellation import SLACK, files
+
+pytestmark = pytest.mark.engine
+
+
+@asynccontextmanager
+async def pair_of(cluster: Cluster) -> AsyncIterator[Pair]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as client:
+        yield await Pair.of(cluster, client)
+
+
+async def nothing_is_held(pair: Pair, patience_s: float = 60.0) -> None:
+    """Wait until both workers hold nothing; what ends by its time to live or by acknowledgement takes a moment."""
+    held = {}
+    for _ in range(int(patience_s / 0.5)):
+        if not (held := await pair.held()):
+            return
+        await asyncio.sleep(0.5)
+    pytest.fail(f"still held: {held}")
+
+
+async def end_sessions(pair: Pair, seed: int, count: int, at_once: int) -> None:
+    places = asyncio.Semaphore(at_once)
+
+    async def one(number: int) -> None:
+        draw = random.Random(f"{seed}-{number}")
+        async with places:
+            await end_somehow(pair, draw, ENDS[number % len(ENDS)])
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+
+
+async def test_a_session_answers_like_one_request(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        draw = random.Random(1)
+        prompt = random_prompt(draw, 700, 700)
+        pieces = random_cuts(draw, prompt, (64,))
+        session = Session(pair, max_prompt_tokens=800)
+        reply = await session.open(pieces[0])
+        assert reply.held_tokens == 64
+        for number, piece in enumerate(pieces[1:-1], start=2):
+            reply = await session.append(piece)
+            assert reply.held_tokens == reply.known_tokens == number * 64
+            assert reply.next_seq == number
+        assert reply.recomputed_tokens == 0
+        before = (await pair.sessions(pair.prefill)).counters
+        answer = await session.commit(pieces[-1], return_logprob=True)
+        after = (await pair.sessions(pair.prefill)).counters
+        assert answer["output_ids"] == await pair.generate(prompt, extra_key="apart")
+        assert answer["meta_info"]["prompt_tokens"] == len(prompt)
+        assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
+        # The tail's pages and one more at most are left for the end.
+        assert after.commit_pages - before.commit_pages <= -(-len(pieces[-1]) // 16) + 1
+        await nothing_is_held(pair)
+
+
+async def test_log_probabilities_are_those_of_one_request(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        prompt = random_prompt(random.Random(2), 300, 300)
+        session = Session(pair, max_prompt_tokens=300)
+        await session.open(prompt[:200])
+        answer = await session.commit(prompt[200:], return_logprob=True)
+        body = {"input_ids": prompt, "sampling_params": GREEDY, "return_logprob": True, "extra_key": "logprobs"}
+        async with pair.client.post(f"{pair.router}/generate", json=body) as reply:
+            expected = msgspec.json.decode(await reply.read())
+        found = [value for value, _token, _text in answer["meta_info"]["output_token_logprobs"]]
+        wanted = [value for value, _token, _text in expected["meta_info"]["output_token_logprobs"]]
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
+async def test_random_schedules_are_exact(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        outcome = await run_schedules(pair, seed=11, count=60, at_once=6)
+        assert outcome.wrong == []
+        assert outcome.right == 60
+        assert not outcome.fallbacks
+        await nothing_is_held(pair)
+
+
+async def test_an_empty_tail_and_a_prompt_of_whole_pages(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        prompt = random_prompt(random.Random(3), 160, 160)
+        session = Session(pair, max_prompt_tokens=160)
+        await session.open(prompt[:96])
+        await session.append(prompt[96:])
+        answer = await session.commit([])
+        assert answer["output_ids"] == await pair.generate(prompt, extra_key="whole")
+        await nothing_is_held(pair)
+
+
+async def test_siblings_compute_their_common_head_once(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        draw = random.Random(4)
+        head = random_prompt(draw, 640, 640)
+        sessions = [Session(pair, max_prompt_tokens=900) for _ in range(4)]
+        async with pair.client.get(f"{pair.prefill}/metrics") as reply:
+            before = computed_tokens(await reply.text())
+        # All at the same time: none has finished the head when the others come.
+        await asyncio.gather(*(session.open([*head, *random_prompt(draw, 32, 32)]) for session in sessions))
+        async with pair.client.get(f"{pair.prefill}/metrics") as reply:
+            computed = computed_tokens(await reply.text()) - before
+        assert computed <= len(head) + 4 * 32 + 16
+        held = (await pair.sessions(pair.prefill)).held_tokens
+        assert held == 4 * 672
+        for session in sessions:
+            await session.close()
+        await nothing_is_held(pair)
+
+
+def computed_tokens(metrics: str) -> float:
+    """Tokens a prefill worker has computed, from SGLang's own counters."""
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in metrics.splitlines()
+        if line.startswith("sglang:realtime_tokens_total") and 'mode="prefill_compute"' in line
+    )
+
+
+async def test_errors_are_typed(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        session = Session(pair, max_prompt_tokens=100)
+        await session.open([1, 2, 3])
+
+        async def refused(path: str, body: msgspec.Struct) -> protocol.Problem:
+            with pytest.raises(CallRefused) as caught:
+                await pair.call(asked, path, body)
+            return caught.value.problem
+
+        def append(seq: int, ids: list[int], session_id: str = session.id) -> protocol.AppendRequest:
+            return protocol.AppendRequest(session_id=session_id, seq=seq, input_ids=ids)
+
+        for asked in pair.workers:
+            assert (await refused(protocol.APPEND_PATH, append(1, [5], "nobody"))).code == "unknown_session"
+            gap = await refused(protocol.APPEND_PATH, append(3, [5]))
+            assert (gap.code, gap.expected_seq) == ("sequence_gap", 1)
+            assert (await refused(protocol.APPEND_PATH, append(1, [10**6]))).code == "bad_token"
+            assert (await refused(protocol.APPEND_PATH, append(1, [5] * 98))).code == "too_long"
+            commit = protocol.CommitRequest(session_id=session.id, seq=7)
+            assert (await refused(protocol.COMMIT_PATH, commit)).expected_seq == 1
+            stream = protocol.CommitRequest(session_id="nobody", seq=1, input_ids=[5], stream=True)
+            assert (await refused(protocol.COMMIT_PATH, stream)).code == "unknown_session"
+            bad = protocol.CommitRequest(session_id=session.id, seq=1, sampling_params={"temperature": -1})
+            assert (await refused(protocol.COMMIT_PATH, bad)).code == "bad_request"
+            again = msgspec.structs.replace(session.open_request(), bootstrap_room=5)
+            assert (await refused(protocol.OPEN_PATH, again)).code == "bad_request"
+            too_long = Session(pair, max_prompt_tokens=10**6).open_request()
+            assert (await refused(protocol.OPEN_PATH, too_long)).code == "too_long"
+            async with pair.client.post(asked + protocol.APPEND_PATH, json={"session_id": "x", "seq": "one"}) as reply:
+                assert reply.status == 400
+                assert "seq" in (await reply.json())["error"]["message"]
+        await session.close()
+            await pair.call(asked, protocol.CLOSE_PATH, protocol.CloseRequest(session_id=session.id))
+            assert (await refused(protocol.APPEND_PATH, append(1, [5]))).code == "closed"
+        assert await session.close() == (0, 0)
+        await nothing_is_held(pair)
+
+
+async def test_repeated_calls_are_harmless(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        prompt = random_prompt(random.Random(5), 200, 200)
+        session = Session(pair, max_prompt_tokens=200)
+        await session.open(prompt[:50])
+        append = protocol.AppendRequest(session_id=session.id, seq=1, input_ids=prompt[50:150])
+        answers = await asyncio.gather(*(pair.both(protocol.APPEND_PATH, append) for _ in range(3)))
+        replies = [msgspec.json.decode(prefill, type=protocol.SessionReply) for prefill, _ in answers]
+        assert {reply.known_tokens for reply in replies} == {150}
+        assert {reply.held_tokens for reply in replies} == {144}
+        session.next_seq = 2
+        first = asyncio.ensure_future(session.commit(prompt[150:]))
+        await asyncio.sleep(0.05)
+        again = protocol.CommitRequest(session_id=session.id, seq=2, input_ids=prompt[150:])
+        for worker in pair.workers:
+            with pytest.raises(CallRefused) as caught:
+                await pair.call(worker, protocol.COMMIT_PATH, again)
+            assert caught.value.problem.code in ("closed", "bad_request")
+        assert (await first)["output_ids"] == await pair.generate(prompt, extra_key="repeated")
+        await nothing_is_held(pair)
+
+
+async def test_messagepack_is_spoken(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        session = Session(pair, max_prompt_tokens=50)
+        async with pair.client.post(
+            pair.prefill + protocol.OPEN_PATH,
+            data=msgspec.msgpack.encode(session.open_request([1, 2, 3])),
+            headers={"content-type": "application/msgpack"},
+        ) as reply:
+            assert msgspec.msgpack.decode(await reply.read(), type=protocol.SessionReply).known_tokens == 3
+        await session.close()
+
+
+async def test_metrics_tell_of_sessions(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        session = Session(pair, max_prompt_tokens=400)
+        await session.open(random_prompt(random.Random(6), 320, 320))
+        await asyncio.sleep(1.5)
+        async with pair.client.get(f"{pair.prefill}/metrics") as reply:
+            text = await reply.text()
+        await session.close()
+    lines = [line for line in text.splitlines() if line.startswith("graft_session")]
+    assert any("graft_sessions{" in line and 'state="open"' in line and line.endswith(" 1.0") for line in lines)
+    assert any("graft_session_held_tokens{" in line and line.endswith(" 320.0") for line in lines)
+    assert any(line.startswith("graft_session_opened_total") for line in lines)
+
+
+async def test_every_end_frees_everything(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        await end_sessions(pair, seed=21, count=len(ENDS), at_once=4)
+        await nothing_is_held(pair)
+        await asyncio.to_thread(tiny_cluster.flush_caches)
+        before = files(tiny_cluster)
+        await end_sessions(pair, seed=22, count=4 * len(ENDS), at_once=8)
+        await nothing_is_held(pair)
+        await asyncio.to_thread(tiny_cluster.flush_caches)
+        after = files(tiny_cluster)
+        assert all(after[name] <= before[name] + SLACK for name in before), (before, after)
+
+
+async def test_a_flush_ends_open_sessions(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        session = Session(pair, max_prompt_tokens=200)
+        await session.open(random_prompt(random.Random(7), 100, 100))
+        await asyncio.to_thread(tiny_cluster.flush_caches)
+        with pytest.raises(CallRefused) as caught:
+            await session.append([1])
+        assert caught.value.problem.code == "closed"
+        assert not await pair.held()
+
+
+# Settings that must work: each with a cluster of its own.
+
+
+def with_model(config: ClusterConfig, name: str, **changes: object) -> ClusterConfig:
+    (model,) = config.models
+    return msgspec.structs.replace(
+        config, name=f"{config.name}-{name}", models=(msgspec.structs.replace(model, **changes),)
+    )
+
+
+def on_workers(model: ModelConfig, prefill: dict[str, object], decode: dict[str, object]) -> dict[str, object]:
+    return {
+        "prefill": tuple(msgspec.structs.replace(one, **prefill) for one in model.prefill),
+        "decode": tuple(msgspec.structs.replace(one, **decode) for one in model.decode),
+    }
+
+
+@contextmanager
+def running(config: ClusterConfig, directory: Path) -> Iterator[Cluster]:
+    with Cluster(config, directory, progress=False) as cluster:
+        yield cluster
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "page1": {"page_size": 1},
+    "page64": {"page_size": 64},
+    "short_chunks": {"flags": ("--chunked-prefill-size", "48")},
+    "overlap": {"overlap_schedule": True},
+    "overlap_short_chunks_page1": {
+        "overlap_schedule": True,
+        "page_size": 1,
+        "flags": ("--chunked-prefill-size", "48"),
+    },
+    "no_radix_prefill": {"radix_prefill": False},
+    "no_radix_decode": {"radix_decode": False},
+    "no_radix": {"radix_prefill": False, "radix_decode": False},
+    "no_radix_overlap_page1": {
+        "radix_prefill": False,
+        "radix_decode": False,
+        "overlap_schedule": True,
+        "page_size": 1,
+        "flags": ("--chunked-prefill-size", "48"),
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", SETTINGS)
+async def test_settings(graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path, name: str) -> None:
+    changes = dict(SETTINGS[name])
+    radix = {role: changes.pop(f"radix_{role}", True) for role in ("prefill", "decode")}
+    changes |= on_workers(tiny_config.models[0], {"radix_cache": radix["prefill"]}, {"radix_cache": radix["decode"]})
+    with running(with_model(tiny_config, name, **changes), tmp_path) as cluster:
+        async with pair_of(cluster) as pair:
+            outcome = await run_schedules(pair, seed=31, count=60, at_once=6)
+            assert outcome.wrong == []
+            assert not outcome.fallbacks
+            await nothing_is_held(pair)
+            await end_sessions(pair, seed=32, count=4 * len(ENDS), at_once=8)
+            await nothing_is_held(pair)
+            outcome = await run_schedules(pair, seed=33, count=10, at_once=3)
+            assert outcome.wrong == []
+        await asyncio.to_thread(cluster.flush_caches)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("radix", [True, False])
+async def test_let_go_and_recomputed(graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path, radix: bool) -> None:
+    """A budget that fits two prompts: sessions lose their KV again and again, and stay exact."""
+    settings = SessionSettings(kv_share=0.1)
+    changes = on_workers(
+        tiny_config.models[0],
+        {"sessions": settings, "radix_cache": radix},
+        {"sessions": SessionSettings(kv_share=0.9)},
+    )
+    config = with_model(tiny_config, "letgo", max_total_tokens=12000, **changes)
+    with running(config, tmp_path) as cluster:
+        async with pair_of(cluster) as pair:
+            outcome = await run_schedules(pair, seed=41, count=60, at_once=8)
+            assert outcome.wrong == []
+            assert not outcome.fallbacks
+            counters = (await pair.sessions(pair.prefill)).counters
+            assert counters.lets_go > 20
+            if not radix:
+                assert counters.recomputed_tokens > 0
+            await nothing_is_held(pair)
+        await asyncio.to_thread(cluster.flush_caches)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("overlap", [False, True])
+async def test_many(graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path, overlap: bool) -> None:
+    """200 random schedules and 1,000 ends in each event loop."""
+    config = with_model(tiny_config, f"many-{overlap}".lower(), overlap_schedule=overlap)
+    with running(config, tmp_path) as cluster:
+        async with pair_of(cluster) as pair:
+            outcome = await run_schedules(pair, seed=51, count=200, at_once=8)
+            assert outcome.wrong == []
+            assert outcome.right == 200
+            await nothing_is_held(pair)
+            await asyncio.to_thread(cluster.flush_caches)
+            before = files(cluster)
+            await end_sessions(pair, seed=52, count=1000, at_once=10)
+            await nothing_is_held(pair)
+            await asyncio.to_thread(cluster.flush_caches)
+            after = files(cluster)
+            assert all(after[name] <= before[name] + SLACK for name in before), (before, after)
