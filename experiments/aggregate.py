@@ -140,6 +140,11 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(median=statistics.median(known), min=min(known), max=max(known), n=len(known))
 
 
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of `values` lie; needs two values."""
+    return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
+
+
 def _mode(results: Sequence[RunResult], tree: str, mode: Mode) -> ModeAggregate:
     runs = [r for r in results if r.step.tree == tree and r.step.mode == mode and not r.step.warmup]
     good = [r for r in runs if r.succeeded]

@@ -93,8 +93,8 @@ class RouterClient:
             async with self._session.post(
                 f"{self._url}/v1/chat/completions", json=body, timeout=self._run_timeout
             ) as response:
-                await _raise_for_status(response)
-                async for data in _events(response):
+                await raise_for_status(response)
+                async for data in read_events(response):
                     if data == _DONE:
                         if run_id is None:
                             raise StreamError("the stream ended without a single chunk", None)
@@ -111,7 +111,7 @@ class RouterClient:
         except TimeoutError as error:
             raise StreamError(f"no end after {time.perf_counter() - start:.1f} s", run_id) from error
         except aiohttp.ClientError as error:
-            raise StreamError(f"the connection failed: {_describe(error)}", run_id) from error
+            raise StreamError(f"the connection failed: {describe(error)}", run_id) from error
         raise StreamError("the stream ended without [DONE]", run_id)
 
     async def record(self, run_id: str) -> RunRecord:
@@ -127,22 +127,22 @@ class RouterClient:
         lines: list[str] = []
         try:
             async with self._session.get(f"{self._url}/v1/runs/{run_id}/events") as response:
-                await _raise_for_status(response)
-                async for data in _events(response):
+                await raise_for_status(response)
+                async for data in read_events(response):
                     if data == _DONE:
                         return tuple(lines)
                     lines.append(data)
         except (TimeoutError, aiohttp.ClientError) as error:
-            raise ClientError(f"the event log of run {run_id} broke off: {_describe(error)}") from error
+            raise ClientError(f"the event log of run {run_id} broke off: {describe(error)}") from error
         raise ClientError(f"the event log of run {run_id} ended without [DONE]")
 
     async def _get(self, path: str) -> bytes:
         try:
             async with self._session.get(self._url + path) as response:
-                await _raise_for_status(response)
+                await raise_for_status(response)
                 return await response.read()
         except (TimeoutError, aiohttp.ClientError) as error:
-            raise ClientError(f"{self._url}{path}: {_describe(error)}") from error
+            raise ClientError(f"{self._url}{path}: {describe(error)}") from error
 
 
 async def flush_workers(urls: Sequence[str]) -> None:
@@ -152,12 +152,13 @@ async def flush_workers(urls: Sequence[str]) -> None:
         for url in urls:
             try:
                 async with session.post(f"{url.rstrip('/')}/flush_cache", params={"timeout": FLUSH_WAIT_S}) as response:
-                    await _raise_for_status(response)
+                    await raise_for_status(response)
             except (TimeoutError, aiohttp.ClientError) as error:
-                raise ClientError(f"{url}: {_describe(error)}") from error
+                raise ClientError(f"{url}: {describe(error)}") from error
 
 
-async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
+async def raise_for_status(response: aiohttp.ClientResponse) -> None:
+    """Raise `ClientError` with what the error answer says."""
     if response.status < 400:
         return
     text = await response.text(errors="replace")
@@ -169,7 +170,7 @@ async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
     raise ClientError(f"HTTP {response.status}: {reason}")
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
+async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
     """The `data` of each server-sent event. Lines have no upper length, so aiohttp's line reader does not fit."""
     rest = b""
     async for block in response.content.iter_any():
@@ -200,6 +201,6 @@ def _error_text(document: dict[str, Any]) -> str:
     return f"{error.get('message')} ({kind})" if kind else str(error.get("message"))
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Timeouts have no message of their own."""
     return str(error) or type(error).__name__

@@ -21,13 +21,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import msgspec
 import psutil
 
+from experiments.aggregate import percentile
 from experiments.client import RouterClient
 from experiments.environment import describe_environment
 from experiments.paced_engine import PacedEngine
@@ -147,11 +148,6 @@ def _ages(text: str) -> list[float]:
 def _cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of `values` lie; needs two values."""
-    return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
 
 
 async def measure(runs: int, at_once: int, repetitions: int, pace: float) -> dict[str, object]:

@@ -77,13 +77,13 @@ def _block(tree: str, modes: Sequence[ModeAggregate], comparison: Comparison | N
         ratios += [_ratio(comparison.exposed_prefill_ratio), "", "", "", ""]
         for row, ratio in zip(rows, ratios, strict=True):
             row.append(ratio)
-    table = _align(rows)
+    table = align(rows)
     if comparison is not None:
         table += f"\nequal answers of the root in both modes: {comparison.equal_answers} of {comparison.pairs}"
     return table
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
     """Left-aligned columns, with a rule under the first row."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]

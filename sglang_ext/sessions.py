@@ -224,10 +224,14 @@ class SessionTable:
         del self._rooms[session.room]
         session.state = "ended"
 
+    def bar(self, session_id: str, reason: str) -> None:
+        """Open no session of this id any more."""
+        self._remember(session_id, reason)
+
     def seal(self, session: Session, reason: str) -> None:
         """Take no more calls for a session that is about to end; it keeps its place and what it holds until `end`."""
         session.state = "ended"
-        self._ends[session.id] = reason
+        self._remember(session.id, reason)
 
     def end(self, session: Session, ending: Ending, reason: str) -> None:
         """Take the session out. `reason` is told to late callers."""
@@ -235,9 +239,7 @@ class SessionTable:
         del self._rooms[session.room]
         session.state = "ended"
         session.held = 0
-        self._ends[session.id] = reason
-        if len(self._ends) > _REMEMBERED_ENDS:
-            self._ends.popitem(last=False)
+        self._remember(session.id, reason)
         if ending == "closed":
             self.counters.closed += 1
         elif ending == "expired":
@@ -299,6 +301,11 @@ class SessionTable:
             page_bytes=page_bytes,
             counters=self.counters,
         )
+
+    def _remember(self, session_id: str, reason: str) -> None:
+        self._ends.setdefault(session_id, reason)
+        if len(self._ends) > _REMEMBERED_ENDS:
+            self._ends.popitem(last=False)
 
     def _use(self, session: Session) -> None:
         self._calls += 1

@@ -18,17 +18,25 @@ from shell_router.metrics import Metrics
 from shell_router.service import Service, load_trees
 from shell_router.tokenizer import HubTokenizer
 from shell_router.transport.http import HttpEngine
+from shell_router.transport.incremental import IncrementalSessions, SessionCounts
 from shell_router.transport.resend import ResendSessions
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build_app(service: Service, *, body_bytes: int, guard: Guard | None = None) -> web.Application:
-    """The application around `service`; bodies larger than `body_bytes` are refused, and what `guard` refuses."""
+def build_app(
+    service: Service, *, body_bytes: int, guard: Guard | None = None, sessions: SessionCounts | None = None
+) -> web.Application:
+    """The application around `service`; bodies larger than `body_bytes` are refused, and what `guard` refuses.
+
+    `sessions` is for the metrics.
+    """
     middlewares = [_tell_errors] if guard is None else [_tell_errors, guard.middleware]
     app = web.Application(middlewares=middlewares, client_max_size=body_bytes)
     app[SERVICE] = service
     app[METRICS] = Metrics(running=lambda: service.running, queued=lambda: service.admission.line.waiting)
+    if sessions is not None:
+        app[METRICS].watch_sessions(sessions)
     service.observers.append(app[METRICS].observe)
     app.add_routes(
         [
@@ -59,16 +67,17 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, read_bufsize=2**20) as client:
         engine = HttpEngine(models, config.limits, client)
+        incremental = IncrementalSessions(models, config.limits, client, engine)
         service = Service(
             trees=trees,
             models=models,
             tokenizers={name: loaded[model.tokenizer] for name, model in models.items()},
             engine=engine,
-            sessions=ResendSessions(engine),
+            sessions={"incremental": incremental, "resend": ResendSessions(engine)},
             finished_runs=config.limits.finished_runs,
             admission=Admission(running=config.limits.concurrent_runs, waiting=config.limits.queued_runs),
         )
-        yield build_app(service, body_bytes=config.limits.body_bytes, guard=guard)
+        yield build_app(service, body_bytes=config.limits.body_bytes, guard=guard, sessions=incremental.counts)
 
 
 async def _end_runs(app: web.Application) -> None:

@@ -1,12 +1,18 @@
-"""What Prometheus is told. All of it comes from the records of runs that have ended, so nothing is on a token's way."""
+"""What Prometheus is told. It comes from the records of runs that have ended and from counts that are kept anyway, so
+nothing is on a token's way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-from shell_router.record import AgentRecord, RunRecord
+from shell_router.record import AgentRecord, Fallback, RunRecord
+from shell_router.transport.incremental import SessionCounts
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -57,6 +63,10 @@ class Metrics:
         for agent in record.agents:
             self._observe_agent(agent)
 
+    def watch_sessions(self, counts: SessionCounts) -> None:
+        """Tell of `counts` as well; they are read when the metrics are."""
+        self._registry.register(_Sessions(counts))
+
     def render(self) -> bytes:
         """All metrics as `CONTENT_TYPE`."""
         return generate_latest(self._registry)
@@ -80,6 +90,31 @@ class Metrics:
 
     def _gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
         Gauge(name, meaning, registry=self._registry).set_function(value)
+
+
+class _Sessions(Collector):
+    """Sessions of incremental prefill."""
+
+    def __init__(self, counts: SessionCounts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._counts
+        yield GaugeMetricFamily("graft_sessions_open", "Sessions of incremental prefill that are open.", counts.open())
+        for name, meaning, value in (
+            ("graft_sessions_opened", "Sessions of incremental prefill opened on a pair.", counts.opened),
+            ("graft_session_appends", "Appends that sessions have answered, opens with tokens too.", counts.appends),
+            ("graft_session_appended_tokens", "Prompt tokens of these appends.", counts.appended_tokens),
+        ):
+            yield CounterMetricFamily(name, meaning, value)
+        fallbacks = CounterMetricFamily(
+            "graft_session_fallbacks",
+            "Prompts that were meant for a session and went as plain requests.",
+            labels=["reason"],
+        )
+        for reason in get_args(Fallback):
+            fallbacks.add_metric([reason], counts.fallbacks[reason])
+        yield fallbacks
 
 
 def _root(record: RunRecord) -> AgentRecord:

@@ -7,6 +7,15 @@ from typing import Literal
 import msgspec
 
 Mode = Literal["blocking", "spliced"]
+Transport = Literal["incremental", "resend"]
+"""How a prompt that is still being written reaches the engine: over sessions of incremental prefill, or as a plain
+request for each append."""
+ServedBy = Literal["incremental", "resend", "plain"]
+"""The transport that carried a prompt; `plain` is one request with all of it."""
+Fallback = Literal["not_offered", "refused", "lost", "broken"]
+"""Why a prompt did not go the way it was meant to. `not_offered`: no pair of the model has incremental prefill, so it
+was resent. The others ended in a plain request. `refused`: a worker would not open the session. `lost`: a worker had
+dropped it, or would not go on. `broken`: a connection or an answer broke, before the first token."""
 RunState = Literal["running", "done", "failed", "cancelled"]
 AgentState = Literal["waiting", "streaming", "done", "cancelled", "failed"]
 
@@ -37,6 +46,8 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`stop`, `length` or `abort`, as SGLang says it."""
     attempts: int
     """How often the answer was asked for: 2 when a first request failed before any token came."""
+    served_by: ServedBy
+    fallback: Fallback | None
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int

@@ -111,6 +111,9 @@ class Run:
             async with asyncio.timeout_at(self._settle_at):
                 return await self._inbox.get()
         except TimeoutError:
+            if not self._inbox.empty():
+                # It came before the time was up, and the log is in order.
+                return self._inbox.get_nowait()
             self._settle_at = None
             return Settled(at=self._now())
 
@@ -182,6 +185,7 @@ class Run:
 
     def _agent_record(self, progress: Progress) -> AgentRecord:
         agent, finished, answers = progress.agent, progress.finished, self._plan.answers
+        session = self._sessions[agent.id]
         return AgentRecord(
             id=agent.id,
             model=agent.model,
@@ -192,6 +196,8 @@ class Run:
             state=_STATES[progress.state],
             finish_reason=finished.reason if finished else None,
             attempts=progress.attempts,
+            served_by=session.served_by,
+            fallback=session.fallback,
             prompt_tokens=finished.prompt_tokens if finished else len(progress.prompt.ids),
             output_tokens=finished.completion_tokens if finished else len(answers.ids(agent.id)),
             cached_tokens=finished.cached_tokens if finished else 0,

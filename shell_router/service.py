@@ -15,14 +15,14 @@ import msgspec
 
 from shell_router.admission import Admission, Ticket
 from shell_router.config import ConfigError, LimitsConfig, ModelConfig, RouterConfig, load_tree
-from shell_router.core.plan import ChunkPolicy, Plan
+from shell_router.core.plan import Plan
 from shell_router.core.prompt import ChatTokenizer, Message, Segment, compile_prompt, prompt_bound
-from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Sampling, Tree
 from shell_router.errors import PromptTooLong, RequestError, ShuttingDown, UnknownRun, UnknownTree
-from shell_router.record import Mode, RunRecord
+from shell_router.options import RunOptions
+from shell_router.record import RunRecord, Transport
 from shell_router.run import Run, RunHead
-from shell_router.transport.base import Engine, SessionFactory
+from shell_router.transport.base import Engine, GenerateRequest, SessionFactory
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     tree: str
     conversation: tuple[Message, ...]
     """The last message is the question."""
-    mode: Mode = "spliced"
-    chunks: ChunkPolicy = ChunkPolicy()
-    slots: SlotOrder = "completion"
-    slot_orders: dict[str, tuple[str, ...]] = {}
-    """Precursor of each slot for some agents: replays what an earlier run recorded."""
+    options: RunOptions = RunOptions()
     seed: int = 0
     root_sampling: dict[str, int | float] = {}
     """Fields of `Sampling` that replace the root's own."""
@@ -51,11 +47,12 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A request that can be served: its tree, and each agent's compiled prompt and sampling."""
+    """A request that can be served: its tree, and each agent's compiled prompt, its bound in tokens, and sampling."""
 
     request: RunRequest
     tree: Tree
     segments: Mapping[str, Sequence[Segment]]
+    bounds: Mapping[str, int]
     sampling: Mapping[str, Sampling]
 
 
@@ -77,7 +74,7 @@ class Service:
         models: Mapping[str, ModelConfig],
         tokenizers: Mapping[str, ChatTokenizer],
         engine: Engine,
-        sessions: SessionFactory,
+        sessions: Mapping[Transport, SessionFactory],
         finished_runs: int,
         admission: Admission | None = None,
     ) -> None:
@@ -125,42 +122,47 @@ class Service:
             raise UnknownTree(
                 f"there is no tree {request.tree!r}; this router serves {', '.join(sorted(self.trees))}", param="model"
             )
-        _check_slot_orders(tree, request.slot_orders)
+        _check_slot_orders(tree, request.options.slot_orders)
         segments = {
             agent.id: compile_prompt(agent, request.conversation, self._tokenizers[agent.model])
             for agent in tree.agents
         }
         sampling = {agent.id: agent.sampling for agent in tree.agents}
         sampling[tree.root.id] = msgspec.structs.replace(tree.root.sampling, **request.root_sampling)
-        self._check_length(tree, segments, sampling)
-        return _Prepared(request, tree, segments, sampling)
+        bounds = self._prompt_bounds(tree, segments, sampling)
+        return _Prepared(request, tree, segments, bounds, sampling)
 
     def _launch(self, prepared: _Prepared, ticket: Ticket | None) -> Run:
-        request, tree, sampling = prepared.request, prepared.tree, prepared.sampling
+        request, tree, options = prepared.request, prepared.tree, prepared.request.options
         run_id = f"run-{uuid.uuid4().hex}"
         plan = Plan(
             tree,
             prepared.segments,
-            mode=request.mode,
+            mode=options.mode,
             page_sizes={name: model.page_size for name, model in self._models.items()},
-            chunks=request.chunks,
-            slots=request.slots,
-            slot_orders=request.slot_orders,
+            chunks=options.chunks,
+            slots=options.slots,
+            slot_orders=options.slot_orders,
         )
         sessions = {
-            agent.id: self._sessions(
-                session_id=f"{run_id}-{agent.id}",
-                model=agent.model,
-                sampling=sampling[agent.id],
-                # Each agent draws differently, and the same in each run with the same seed.
-                seed=(request.seed + position) % _SEED_SPACE,
-                stop=request.stop if agent is tree.root else (),
+            agent.id: self._sessions[options.transport](
+                GenerateRequest(
+                    # The position, for no id may begin with another: SGLang's abort of the one would take both.
+                    request_id=f"{run_id}-{position}-{agent.id}",
+                    model=agent.model,
+                    input_ids=(),
+                    sampling=prepared.sampling[agent.id],
+                    # Each agent draws differently, and the same in each run with the same seed.
+                    seed=(request.seed + position) % _SEED_SPACE,
+                    stop=request.stop if agent is tree.root else (),
+                ),
+                max_prompt_tokens=prepared.bounds[agent.id],
             )
             for position, agent in enumerate(tree.agents)
         }
         head = RunHead(
             id=run_id,
-            mode=request.mode,
+            mode=options.mode,
             seed=request.seed,
             created=time.time(),
             question=request.conversation[-1].content,
@@ -228,19 +230,21 @@ class Service:
         for observer in self.observers:
             observer(record, queued_s)
 
-    def _check_length(
+    def _prompt_bounds(
         self, tree: Tree, segments: Mapping[str, Sequence[Segment]], sampling: Mapping[str, Sampling]
-    ) -> None:
-        """Refuse what could outgrow a context in the middle of a run."""
+    ) -> dict[str, int]:
+        """The most tokens each agent's prompt can come to. Refuses what could outgrow a context in mid-run."""
         answers = {agent_id: each.max_new_tokens for agent_id, each in sampling.items()}
+        bounds = {agent.id: prompt_bound(segments[agent.id], answers) for agent in tree.agents}
         for agent in tree.agents:
-            prompt, limit = prompt_bound(segments[agent.id], answers), self._models[agent.model].context_length
+            prompt, limit = bounds[agent.id], self._models[agent.model].context_length
             if prompt + answers[agent.id] > limit:
                 raise PromptTooLong(
                     f"agent {agent.id!r} could need {prompt + answers[agent.id]} tokens ({prompt} of prompt with the "
                     f"answers it reads, {answers[agent.id]} of its own); model {agent.model!r} takes {limit}",
                     param="messages",
                 )
+        return bounds
 
 
 def _check_slot_orders(tree: Tree, orders: Mapping[str, Sequence[str]]) -> None:

@@ -124,9 +124,9 @@ class SessionHost(ABC, Generic[E]):
         return None if session is None else self.entries[session.id]
 
     def abort(self, request_id: str, everything: bool) -> None:
-        """An abort of SGLang's own kind, which goes by prefix: ends what it names."""
+        """SGLang aborts a request, or all of them: the session of it ends, too."""
         for entry in tuple(self.entries.values()):
-            if everything or entry.session.id.startswith(request_id):
+            if everything or entry.session.id == request_id:
                 self.drop(entry, "closed", "it was aborted")
 
     def end_all(self, reason: str) -> bool:
@@ -258,6 +258,9 @@ class SessionHost(ABC, Generic[E]):
 
     def _close(self, call: messages.SessionCall, request: protocol.CloseRequest) -> messages.SessionAnswer | None:
         entry = self.entries.get(request.session_id)
+        if entry is None:
+            # Its open may still be on the way.
+            self.table.bar(request.session_id, "it was closed")
         if entry is None or entry.started:
             return messages.answer(call, protocol.CloseReply(session_id=request.session_id, freed_tokens=0))
         entry.closers.append(call)

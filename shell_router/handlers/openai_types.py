@@ -10,24 +10,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from shell_router.core.plan import ChunkPolicy
 from shell_router.core.prompt import Message
-from shell_router.core.slots import SlotOrder
 from shell_router.errors import RequestError
-from shell_router.record import Mode
+from shell_router.options import RunOptions
 from shell_router.service import RunRequest
 
 _TokenCount = Annotated[int, Meta(ge=1)]
-
-
-class GraftOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Ours: how the tree is run. Stock clients send it with `extra_body={"graft": {...}}`."""
-
-    mode: Mode = "spliced"
-    chunks: ChunkPolicy = ChunkPolicy()
-    slots: SlotOrder = "completion"
-    slot_orders: dict[str, tuple[str, ...]] = {}
-    """Precursor of each slot for some agents: replays what an earlier run recorded."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -44,7 +32,8 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     stop: str | list[str] | None = None
     n: int | None = None
-    graft: GraftOptions = GraftOptions()
+    graft: RunOptions = RunOptions()
+    """Ours: how the tree is run."""
 
     @property
     def include_usage(self) -> bool:
@@ -58,10 +47,7 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
         return RunRequest(
             tree=self.model,
             conversation=conversation,
-            mode=self.graft.mode,
-            chunks=self.graft.chunks,
-            slots=self.graft.slots,
-            slot_orders=self.graft.slot_orders,
+            options=self.graft,
             seed=self.seed or 0,
             root_sampling={name: value for name, value in sampling.items() if value is not None},
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),

@@ -1,1 +1,2 @@
-"""How agents reach engines: the seam (`base`), its HTTP form (`http`), sessions (`resend`) and a fake (`fake`)."""
+"""How agents reach engines: the seam (`base`), its HTTP form (`http`), sessions (`incremental`,
+`resend`) and a fake (`fake`)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shell_router.core.tree import Sampling
+from shell_router.record import Fallback, ServedBy
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class Engine(Protocol):
 class PrefillSession(Protocol):
     """A prompt that is still being written, for one agent of one run."""
 
+    @property
+    def served_by(self) -> ServedBy:
+        """What the prompt goes to the engine by, as things stand."""
+
+    @property
+    def fallback(self) -> Fallback | None:
+        """Why that is not what the session was made for."""
+
     async def append(self, ids: Sequence[int]) -> None:
         """Prefill `ids` after all earlier ones; returns when their KV is there."""
 
@@ -71,12 +80,11 @@ class PrefillSession(Protocol):
         """
 
     async def close(self) -> None:
-        """Stop whatever the session runs and free what it holds. Harmless after the answer has ended."""
+        """Stop whatever the session runs and free what it holds. The session's last call; harmless after the answer."""
 
 
 class SessionFactory(Protocol):
     """Makes the session that a run uses for an agent."""
 
-    def __call__(
-        self, *, session_id: str, model: str, sampling: Sampling, seed: int | None, stop: tuple[str, ...]
-    ) -> PrefillSession: ...
+    def __call__(self, answer: GenerateRequest, *, max_prompt_tokens: int) -> PrefillSession:
+        """`answer` is the request to commit, still without `input_ids`; they come to `max_prompt_tokens` at most."""

@@ -14,6 +14,7 @@ from contextlib import aclosing, suppress
 
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
+from shell_router.record import Fallback, ServedBy
 from shell_router.transport.base import Delta, Engine, GenerateRequest
 
 _PROBE = Sampling(max_new_tokens=1, temperature=0)
@@ -32,6 +33,14 @@ class ResendSession:
         # The commit waits for an append in flight: until that ends, the cache cannot serve what it computes.
         self._turn = asyncio.Lock()
         self._running: str | None = None
+
+    @property
+    def served_by(self) -> ServedBy:
+        return "resend" if self._appends else "plain"
+
+    @property
+    def fallback(self) -> Fallback | None:
+        return None
 
     async def append(self, ids: Sequence[int]) -> None:
         async with self._turn:
@@ -83,10 +92,5 @@ class ResendSessions:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def __call__(
-        self, *, session_id: str, model: str, sampling: Sampling, seed: int | None, stop: tuple[str, ...]
-    ) -> ResendSession:
-        return ResendSession(
-            self._engine,
-            GenerateRequest(request_id=session_id, model=model, input_ids=(), sampling=sampling, seed=seed, stop=stop),
-        )
+    def __call__(self, answer: GenerateRequest, *, max_prompt_tokens: int) -> ResendSession:
+        return ResendSession(self._engine, answer)

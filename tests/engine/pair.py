@@ -99,6 +99,27 @@ class Pair:
             ids_out: list[int] = msgspec.json.decode(answer)["output_ids"]
             return ids_out
 
+    async def generate_directly(self, ids: Sequence[int], **more: Any) -> list[int]:
+        """One plain request to both workers, as sglang-router would send it."""
+        body = {
+            "input_ids": list(ids),
+            "sampling_params": GREEDY,
+            "bootstrap_host": "127.0.0.1",
+            "bootstrap_port": self.bootstrap_port,
+            "bootstrap_room": uuid.uuid4().int % 2**62 + 1,
+            **more,
+        }
+
+        async def send(worker: str) -> list[int]:
+            async with self.client.post(f"{worker}/generate", json=body) as reply:
+                answer = await reply.read()
+                assert reply.status == 200, answer
+                found: list[int] = msgspec.json.decode(answer)["output_ids"]
+                return found
+
+        _, found = await asyncio.gather(*(send(worker) for worker in self.workers))
+        return found
+
     async def abort(self, worker: str, request_id: str) -> None:
         async with self.client.post(f"{worker}/abort_request", json={"rid": request_id}) as reply:
             assert reply.status == 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ async def test_errors_are_typed(tiny_cluster: Cluster) -> None:
         session = Session(pair, max_prompt_tokens=100)
         await session.open([1, 2, 3])
 
-        async def refused(path: str, body: msgspec.Struct) -> protocol.Problem:
+        async def refused(asked: str, path: str, body: msgspec.Struct) -> protocol.Problem:
             with pytest.raises(CallRefused) as caught:
                 await pair.call(asked, path, body)
             return caught.value.problem
@@ -151,27 +151,27 @@ async def test_errors_are_typed(tiny_cluster: Cluster) -> None:
             return protocol.AppendRequest(session_id=session_id, seq=seq, input_ids=ids)
 
         for asked in pair.workers:
-            assert (await refused(protocol.APPEND_PATH, append(1, [5], "nobody"))).code == "unknown_session"
-            gap = await refused(protocol.APPEND_PATH, append(3, [5]))
+            assert (await refused(asked, protocol.APPEND_PATH, append(1, [5], "nobody"))).code == "unknown_session"
+            gap = await refused(asked, protocol.APPEND_PATH, append(3, [5]))
             assert (gap.code, gap.expected_seq) == ("sequence_gap", 1)
-            assert (await refused(protocol.APPEND_PATH, append(1, [10**6]))).code == "bad_token"
-            assert (await refused(protocol.APPEND_PATH, append(1, [5] * 98))).code == "too_long"
+            assert (await refused(asked, protocol.APPEND_PATH, append(1, [10**6]))).code == "bad_token"
+            assert (await refused(asked, protocol.APPEND_PATH, append(1, [5] * 98))).code == "too_long"
             commit = protocol.CommitRequest(session_id=session.id, seq=7)
-            assert (await refused(protocol.COMMIT_PATH, commit)).expected_seq == 1
+            assert (await refused(asked, protocol.COMMIT_PATH, commit)).expected_seq == 1
             stream = protocol.CommitRequest(session_id="nobody", seq=1, input_ids=[5], stream=True)
-            assert (await refused(protocol.COMMIT_PATH, stream)).code == "unknown_session"
+            assert (await refused(asked, protocol.COMMIT_PATH, stream)).code == "unknown_session"
             bad = protocol.CommitRequest(session_id=session.id, seq=1, sampling_params={"temperature": -1})
-            assert (await refused(protocol.COMMIT_PATH, bad)).code == "bad_request"
+            assert (await refused(asked, protocol.COMMIT_PATH, bad)).code == "bad_request"
             again = msgspec.structs.replace(session.open_request(), bootstrap_room=5)
-            assert (await refused(protocol.OPEN_PATH, again)).code == "bad_request"
+            assert (await refused(asked, protocol.OPEN_PATH, again)).code == "bad_request"
             too_long = Session(pair, max_prompt_tokens=10**6).open_request()
-            assert (await refused(protocol.OPEN_PATH, too_long)).code == "too_long"
+            assert (await refused(asked, protocol.OPEN_PATH, too_long)).code == "too_long"
             async with pair.client.post(asked + protocol.APPEND_PATH, json={"session_id": "x", "seq": "one"}) as reply:
                 assert reply.status == 400
                 assert "seq" in (await reply.json())["error"]["message"]
         await session.close()
-            await pair.call(asked, protocol.CLOSE_PATH, protocol.CloseRequest(session_id=session.id))
-            assert (await refused(protocol.APPEND_PATH, append(1, [5]))).code == "closed"
+        for asked in pair.workers:
+            assert (await refused(asked, protocol.APPEND_PATH, append(1, [5]))).code == "closed"
         assert await session.close() == (0, 0)
         await nothing_is_held(pair)
 
@@ -337,6 +337,73 @@ async def test_let_go_and_recomputed(graft_home: Path, tiny_config: ClusterConfi
                 assert counters.recomputed_tokens > 0
             await nothing_is_held(pair)
         await asyncio.to_thread(cluster.flush_caches)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_full_pools_serve_everybody(graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path) -> None:
+    """Sessions may fill the pools whole here: plain requests behind any number of them are served, nothing hangs."""
+    settings = SessionSettings(kv_share=1.0)
+    changes = on_workers(tiny_config.models[0], {"sessions": settings}, {"sessions": settings})
+    config = with_model(tiny_config, "full", max_total_tokens=6000, **changes)
+    with running(config, tmp_path) as cluster:
+        async with pair_of(cluster) as pair:
+            draw = random.Random(61)
+            sessions = [(Session(pair, max_prompt_tokens=1200), random_prompt(draw, 800, 1000)) for _ in range(12)]
+            opened = []
+            for session, prompt in sessions:
+                with suppress(CallRefused):
+                    await session.open(prompt[:700])
+                    opened.append((session, prompt))
+            assert len(opened) >= 5
+            plain = [random_prompt(draw, 900, 1100) for _ in range(8)]
+            found = await asyncio.gather(*(pair.generate(prompt) for prompt in plain))
+            lost = 0
+            for session, prompt in opened:
+                try:
+                    answer = (await session.commit(prompt[700:]))["output_ids"]
+                except CallRefused:
+                    await session.close()
+                    lost += 1
+                    answer = await pair.generate(prompt)
+                assert answer == await pair.generate(prompt, extra_key="full")
+            assert found == [await pair.generate(prompt, extra_key="full") for prompt in plain]
+            assert (await pair.sessions(pair.decode)).counters.lost >= lost > 0
+            await nothing_is_held(pair)
+        await asyncio.to_thread(cluster.flush_caches)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_a_worker_dies_and_comes_back(
+    graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path, role: str
+) -> None:
+    """The other worker frees what the sessions held there, and the pair serves sessions again."""
+    with running(with_model(tiny_config, f"restart-{role}"), tmp_path) as cluster:
+        name = next(worker.command.name for worker in cluster.workers if worker.role == role)
+        async with pair_of(cluster) as pair:
+            draw = random.Random(71)
+            sessions = [Session(pair, max_prompt_tokens=900, ttl_s=20.0) for _ in range(6)]
+            for session in sessions:
+                await session.open(random_prompt(draw, 100, 600))
+            committed = asyncio.ensure_future(
+                sessions[0].commit([5, 6], sampling_params={"max_new_tokens": 2000, "ignore_eos": True})
+            )
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(cluster.restart, name)
+            with pytest.raises((CallRefused, aiohttp.ClientError, AssertionError)):
+                await committed
+            for session in sessions[1:4]:
+                with pytest.raises((CallRefused, aiohttp.ClientError)):
+                    await session.append(random_prompt(draw, 300, 300))
+            await nothing_is_held(pair)
+            prompt = random_prompt(draw, 500, 500)
+            session = Session(pair, max_prompt_tokens=500)
+            await session.open(prompt[:300])
+            answer = await session.commit(prompt[300:])
+            assert answer["output_ids"] == await pair.generate_directly(prompt, extra_key="apart")
+            await nothing_is_held(pair)
 
 
 @pytest.mark.slow

@@ -77,6 +77,8 @@ def _agent(mode: Mode, layer: int, index: int, precursors: Sequence[AgentRecord]
         precursors=tuple(agent.id for agent in precursors),
         slot_order=tuple(agent.id for agent in precursors),
         attempts=1,
+        served_by="incremental" if chunks else "plain",
+        fallback=None,
         state="done",
         finish_reason="stop",
         prompt_tokens=100,

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from experiments import router_cost
+from experiments.aggregate import percentile
 from experiments.paced_engine import PacedEngine
 
 
 def test_percentiles() -> None:
     values = [float(number) for number in range(101)]
-    assert router_cost.percentile(values, 0.5) == pytest.approx(50.0, abs=0.2)
-    assert router_cost.percentile(values, 0.99) == pytest.approx(99.0, abs=0.2)
+    assert percentile(values, 0.5) == pytest.approx(50.0, abs=0.2)
+    assert percentile(values, 0.99) == pytest.approx(99.0, abs=0.2)
 
 
 async def test_the_engine_sends_what_is_asked_and_counts_it() -> None:

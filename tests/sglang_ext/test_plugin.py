@@ -50,7 +50,8 @@ def test_a_failing_plugin_stops_sglang_itself() -> None:
 def test_status_names_hooks_that_are_not_in_force() -> None:
     hook = protocol.HookStatus(target="a.b", reason="r", applied=False)
     status = protocol.Status(
-        plugin_version="1", sglang_version="2", role="prefill", device="cpu", page_size=16, sessions=False,
+        plugin_version="1", sglang_version="2", role="prefill", device="cpu", page_size=16,
+        bootstrap_port=None, sessions=None, refusal=None,
         hooks=(hook, protocol.HookStatus(target="c.d", reason="r", applied=True)),
     )  # fmt: skip
     assert status.missing() == ("a.b",)

@@ -14,8 +14,9 @@ from aiohttp import web
 from shell_router.admission import Admission
 from shell_router.app import build_app
 from shell_router.config import ModelConfig
+from shell_router.record import Transport
 from shell_router.service import Service
-from shell_router.transport.base import GenerateRequest
+from shell_router.transport.base import GenerateRequest, SessionFactory
 from shell_router.transport.fake import FakeEngine
 from shell_router.transport.resend import ResendSessions
 from tests.shell_router.trees import ByteTokenizer, tree_4_2_1
@@ -51,6 +52,12 @@ class Held:
             self._came.notify_all()
 
 
+def resend_only(engine: FakeEngine) -> dict[Transport, SessionFactory]:
+    """What a router does whose workers have no incremental prefill."""
+    sessions = ResendSessions(engine)
+    return {"incremental": sessions, "resend": sessions}
+
+
 def limited_service(engine: FakeEngine, admission: Admission | None = None) -> Service:
     """Serves `tree_4_2_1` as `t`."""
     return Service(
@@ -58,7 +65,7 @@ def limited_service(engine: FakeEngine, admission: Admission | None = None) -> S
         models={"m": ModelConfig(name="m", tokenizer="-", router_url="-", pairs=(), context_length=4096, page_size=4)},
         tokenizers={"m": ByteTokenizer()},
         engine=engine,
-        sessions=ResendSessions(engine),
+        sessions=resend_only(engine),
         finished_runs=8,
         admission=admission,
     )

@@ -13,12 +13,13 @@ from shell_router.core.prompt import Message
 from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import Tree
 from shell_router.errors import PromptTooLong, RequestError, RunFailed, UnknownRun, UnknownTree
+from shell_router.options import RunOptions
 from shell_router.record import Mode, RunRecord
 from shell_router.run import Run
 from shell_router.service import RunRequest, Service
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
-from shell_router.transport.resend import ResendSessions
+from tests.shell_router.serving import resend_only
 from tests.shell_router.trees import ByteTokenizer, agent, tree, tree_4_2_1
 
 QUESTION = (Message("user", "why?"),)
@@ -34,7 +35,7 @@ def make_service(engine: FakeEngine, *trees: Tree, context_length: int = 4096, f
         },
         tokenizers={"m": ByteTokenizer()},
         engine=engine,
-        sessions=ResendSessions(engine),
+        sessions=resend_only(engine),
         finished_runs=finished_runs,
     )
 
@@ -48,7 +49,8 @@ async def record_of(
 ) -> RunRecord:
     orders = {each.id: each.slot_order for each in replay.agents} if replay else {}
     service = make_service(engine)
-    run = service.start(RunRequest(tree="t", conversation=QUESTION, mode=mode, slots=slots, slot_orders=orders))
+    options = RunOptions(mode=mode, slots=slots, slot_orders=orders)
+    run = service.start(RunRequest(tree="t", conversation=QUESTION, options=options))
     text = await finish(run)
     record = run.record()
     assert record.agents[-1].text == text
@@ -94,7 +96,7 @@ async def test_a_slot_order_must_name_each_precursor_once() -> None:
     service = make_service(FakeEngine())
     for order in (("p1",), ("p1", "p1"), ("p1", "p3")):
         with pytest.raises(RequestError, match=r"slot_orders\.a1: it must name each precursor of agent 'a1'"):
-            service.start(RunRequest(tree="t", conversation=QUESTION, slot_orders={"a1": order}))
+            service.start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(slot_orders={"a1": order})))
 
 
 async def test_spliced_mode_prefills_while_precursors_are_held() -> None:
@@ -139,7 +141,7 @@ async def test_root_text_streams_before_the_answer_ends() -> None:
 
 async def test_an_agent_that_fails_ends_the_run_and_is_named() -> None:
     engine = FakeEngine(fail_at=lambda request: 0 if "-a1" in request.request_id else None)
-    run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, mode="blocking"))
+    run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(mode="blocking")))
     with pytest.raises(RunFailed, match="agent 'a1': the fake engine was told to fail"):
         await finish(run)
     record = run.record()
@@ -201,7 +203,7 @@ async def test_cancelling_leaves_nothing_on_the_engine(held: str, mode: Mode) ->
     engine = FakeEngine(gate=gate)
     service = make_service(engine)
     before = asyncio.all_tasks()
-    run = service.start(RunRequest(tree="t", conversation=QUESTION, mode=mode))
+    run = service.start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(mode=mode)))
     await asyncio.wait_for(reached.wait(), 10)
     assert engine.running
     await service.cancel(run, "enough")
@@ -266,11 +268,28 @@ async def test_what_could_outgrow_the_context_is_refused_before_anything_is_sent
     assert engine.requests == []
 
 
+async def test_no_request_id_begins_with_another() -> None:
+    """SGLang's abort takes every request whose id begins with the one it is given."""
+    names = [f"p{number}" for number in range(1, 13)]
+    many = tree(*(agent(name) for name in names), agent("p", names), agent("root", ["p"]))
+    engine = FakeEngine()
+    await finish(make_service(engine, many).start(RunRequest(tree="t", conversation=QUESTION)))
+    ids = [request.request_id for request in engine.requests if "-append" not in request.request_id]
+    assert len(ids) == 14
+    assert not any(other.startswith(one) for one, other in itertools.permutations(ids, 2))
+
+
 async def test_root_overrides_reach_the_root_only() -> None:
     engine = FakeEngine()
     service = make_service(engine)
     run = service.start(
-        RunRequest(tree="t", conversation=QUESTION, mode="blocking", root_sampling={"max_new_tokens": 2}, stop=("x",))
+        RunRequest(
+            tree="t",
+            conversation=QUESTION,
+            options=RunOptions(mode="blocking"),
+            root_sampling={"max_new_tokens": 2},
+            stop=("x",),
+        )
     )
     await finish(run)
     limits = {request.request_id.rpartition("-")[2]: request for request in engine.requests}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from shell_router.app import build_app
 from shell_router.core.events import Appended
+from shell_router.options import RunOptions
 from shell_router.record import AgentRecord, AgentState, ChunkRecord, RunRecord, RunState, Usage
 from shell_router.service import RunRequest
 from shell_router.trace import chrome_trace
@@ -142,6 +143,8 @@ def _finished_agent(draw: st.DrawFn, name: str, layer: int, before: list[AgentRe
         state="done",
         finish_reason="stop",
         attempts=1 if committed == ready else 2,
+        served_by="resend" if chunks else "plain",
+        fallback=None,
         prompt_tokens=draw(st.integers(1, 999)),
         output_tokens=draw(st.integers(1, 99)),
         cached_tokens=draw(st.integers(0, 99)),
@@ -380,7 +383,7 @@ async def test_an_append_that_outlasts_the_last_precursor_is_cut_there() -> None
 
 async def test_failed_and_cancelled_runs_tell_what_ended_them() -> None:
     engine = FakeEngine(fail_at=lambda request: 3 if request.request_id.endswith("-a1") else None)
-    run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, mode="blocking"))
+    run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(mode="blocking")))
     async for _ in run.events():
         pass
     trace = Trace(run.record())

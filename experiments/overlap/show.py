@@ -1,0 +1,52 @@
+"""What a person sees while it runs, and at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from experiments.aggregate import Spread
+from experiments.overlap.stats import Goal, Sample, Table
+from experiments.table import align
+
+_NONE = "-"
+
+
+def announce(sample: Sample) -> None:
+    """One line on stderr for a sample that has ended."""
+    name = f"{sample.case} {'warm-up' if sample.warmup else sample.repetition} {sample.mode}"
+    outcome = f"FAILED: {sample.error}" if sample.error else f"first token after {_time(sample.ttft_s)}"
+    print(f"{name}: {outcome}", file=sys.stderr, flush=True)
+
+
+def format_results(case: str, failed: Mapping[str, int], rows: Mapping[str, Table]) -> str:
+    """The block of one case: a column for each mode, a row for each number, seconds or counts by the row's name."""
+    modes = list(failed)
+    lines = [[case, *modes], ["failed", *(str(failed[mode]) for mode in modes)]]
+    for name, table in rows.items():
+        show = _time_range if name.endswith("_s") else _count_range
+        lines.append([name, *(show(table.get(case, {}).get(mode)) for mode in modes)])
+    return align(lines)
+
+
+def format_goals(goals: Sequence[Goal]) -> str:
+    verdicts = {True: "met", False: "MISSED", None: "no number"}
+    rows = [["goal", "value", "at most", ""]]
+    for goal in goals:
+        value = _NONE if goal.value is None else f"{goal.value:,.4g}"
+        rows.append([goal.name, value, f"{goal.at_most:,.4g}", verdicts[goal.met]])
+    return align(rows)
+
+
+def _time_range(spread: Spread | None) -> str:
+    if spread is None:
+        return _NONE
+    return f"{_time(spread.median)} ({spread.min * 1000:.0f} - {spread.max * 1000:.0f})"
+
+
+def _count_range(spread: Spread | None) -> str:
+    return _NONE if spread is None else f"{spread.median:,.6g} ({spread.min:,.6g} - {spread.max:,.6g})"
+
+
+def _time(seconds: float | None) -> str:
+    return _NONE if seconds is None else f"{seconds * 1000:.0f} ms"

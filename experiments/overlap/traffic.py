@@ -1,0 +1,183 @@
+"""Whether ordinary requests suffer from sessions: the tail of their first tokens without sessions and with many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+import uuid
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from experiments.aggregate import percentile, spread
+from experiments.client import ClientError
+from experiments.overlap.client import EngineClient, Facts
+from experiments.overlap.loads import TokenSource
+from experiments.overlap.prompts import Prompt, make_prompt
+from experiments.overlap.stats import Goal, goal
+
+BOUND = 1.2
+
+
+class TrafficParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Lengths are tokens."""
+
+    requests: int = 50
+    """Plain requests in each half of a repetition."""
+    at_once: int = 2
+    prompt: int = 256
+    answer: int = 4
+    session: int = 512
+    """Tokens of each session."""
+    fill: float = 0.9
+    """Share of the prefill worker's KV pool that the sessions' prompts come to."""
+    repetitions: int = 4
+    warmups: int = 1
+    seed: int = 0
+
+
+class TrafficSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One half of a repetition."""
+
+    with_sessions: bool
+    repetition: int
+    warmup: bool
+    ttft_s: tuple[float, ...] = ()
+    failed: int = 0
+    errors: tuple[str, ...] = ()
+    """Reasons of failed requests and sessions, each once."""
+    sessions: int = 0
+    """Sessions that were opened and filled."""
+    held_before: int | None = None
+    held_after: int | None = None
+    """Tokens the prefill worker held for sessions around the requests."""
+
+
+class TrafficBench:
+    """Takes samples on one running pair. `samples` holds what has ended, whatever happens."""
+
+    def __init__(self, client: EngineClient, facts: Facts, tokens: TokenSource, parameters: TrafficParameters) -> None:
+        self._client = client
+        self._facts = facts
+        self._tokens = tokens
+        self._parameters = parameters
+        self.samples: list[TrafficSample] = []
+
+    async def run(self) -> None:
+        """All repetitions; which half comes first is drawn."""
+        parameters = self._parameters
+        draw = random.Random(parameters.seed)
+        for repetition in range(-parameters.warmups, parameters.repetitions):
+            for with_sessions in draw.sample((False, True), 2):
+                sample = await self._measure(with_sessions, repetition)
+                self.samples.append(sample)
+                print(
+                    f"{'warm-up' if sample.warmup else repetition} {'with' if with_sessions else 'without'} sessions: "
+                    f"{len(sample.ttft_s)} requests, {sample.failed} failed, {sample.sessions} sessions, "
+                    f"{sample.held_before or 0} tokens held",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    async def _measure(self, with_sessions: bool, repetition: int) -> TrafficSample:
+        errors: list[str] = []
+        async with self._sessions(errors) if with_sessions else contextlib.nullcontext(0) as count:
+            held_before = await self._held()
+            replies = await self._requests()
+            held_after = await self._held()
+        times = tuple(reply for reply in replies if isinstance(reply, float))
+        errors += [str(reply) for reply in replies if isinstance(reply, ClientError)]
+        return TrafficSample(
+            with_sessions=with_sessions,
+            repetition=repetition,
+            warmup=repetition < 0,
+            ttft_s=times,
+            failed=len(replies) - len(times),
+            errors=tuple(dict.fromkeys(errors)),
+            sessions=count,
+            held_before=held_before,
+            held_after=held_after,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _sessions(self, errors: list[str]) -> AsyncIterator[int]:
+        """Open and fill sessions until they come to the wanted share, or one is refused; closed at the end."""
+        parameters = self._parameters
+        wanted = int(parameters.fill * self._facts.pool_tokens) // parameters.session
+        filled: list[Prompt] = []
+        try:
+            for _ in range(wanted):
+                prompt = make_prompt("incremental", self._client, self._facts)
+                try:
+                    await prompt.begin(parameters.session)
+                    filled.append(prompt)
+                    await prompt.append(self._tokens(parameters.session))
+                except ClientError as error:
+                    errors.append(str(error))
+                    break
+            yield len(filled)
+        finally:
+            for prompt in filled:
+                try:
+                    await prompt.close()
+                except ClientError as error:
+                    errors.append(str(error))
+
+    async def _requests(self) -> Sequence[float | ClientError]:
+        parameters = self._parameters
+        places = asyncio.Semaphore(parameters.at_once)
+        sampling = {"max_new_tokens": parameters.answer, "ignore_eos": True, "temperature": 0}
+
+        async def one() -> float | ClientError:
+            async with places:
+                try:
+                    answer = await self._client.generate(
+                        f"plain-{uuid.uuid4().hex}", self._tokens(parameters.prompt), sampling
+                    )
+                except ClientError as error:
+                    return error
+                return answer.ttft_s
+
+        return await asyncio.gather(*(one() for _ in range(parameters.requests)))
+
+    async def _held(self) -> int | None:
+        sessions = await self._client.sessions()
+        return sessions.held_tokens if sessions else None
+
+
+def result(samples: Sequence[TrafficSample]) -> dict[str, object]:
+    """Over all requests of all repetitions, without sessions and with them."""
+    return {name: _half(_counted(samples, with_sessions)) for name, with_sessions in _HALVES.items()}
+
+
+def goals(samples: Sequence[TrafficSample]) -> list[Goal]:
+    without, with_sessions = (_p99(_counted(samples, kind)) for kind in (False, True))
+    value = with_sessions / without if with_sessions is not None and without else None
+    return [goal("p99 of plain requests' ttft, with sessions against without", value, BOUND)]
+
+
+_HALVES = {"without_sessions": False, "with_sessions": True}
+
+
+def _counted(samples: Sequence[TrafficSample], with_sessions: bool) -> list[TrafficSample]:
+    return [sample for sample in samples if sample.with_sessions == with_sessions and not sample.warmup]
+
+
+def _half(samples: Sequence[TrafficSample]) -> dict[str, object]:
+    return {
+        "ttft_s": spread(seconds for sample in samples for seconds in sample.ttft_s),
+        "ttft_p99_s": _p99(samples),
+        "requests": sum(len(sample.ttft_s) + sample.failed for sample in samples),
+        "failed": sum(sample.failed for sample in samples),
+        "sessions": spread(sample.sessions for sample in samples),
+        "held_before": spread(sample.held_before for sample in samples),
+        "held_after": spread(sample.held_after for sample in samples),
+        "errors": list(dict.fromkeys(error for sample in samples for error in sample.errors)),
+    }
+
+
+def _p99(samples: Sequence[TrafficSample]) -> float | None:
+    times = [seconds for sample in samples for seconds in sample.ttft_s]
+    return percentile(times, 0.99) if len(times) > 1 else None

@@ -1,0 +1,21 @@
+"""How a run is carried out, as far as a client may choose."""
+
+from __future__ import annotations
+
+import msgspec
+
+from shell_router.core.plan import ChunkPolicy
+from shell_router.core.slots import SlotOrder
+from shell_router.record import Mode, Transport
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Stock OpenAI clients send it with `extra_body={"graft": {...}}`."""
+
+    mode: Mode = "spliced"
+    transport: Transport = "incremental"
+    """How appends reach the engine in spliced mode."""
+    chunks: ChunkPolicy = ChunkPolicy()
+    slots: SlotOrder = "completion"
+    slot_orders: dict[str, tuple[str, ...]] = {}
+    """Precursor of each slot for some agents: replays what an earlier run recorded."""

@@ -1,0 +1,227 @@
+"""Prompts by incremental prefill inside the engine, and by plain requests whenever that fails.
+
+The first append opens a session on one pair of workers. Whatever goes wrong before the answer's first token, the
+answer is asked for once more as one plain request with the whole prompt: always right, only slower, and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from shell_router.config import LimitsConfig, ModelConfig
+from shell_router.errors import EngineError
+from shell_router.record import Fallback, ServedBy
+from shell_router.transport.base import Delta, Engine, GenerateRequest
+from shell_router.transport.pairs import Pair, Pairs
+from shell_router.transport.remote import RemoteSession
+from shell_router.transport.resend import ResendSession
+from shell_router.transport.workers import Workers, problem_in
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_PAIR = frozenset({"unknown_session", "incompatible", "not_disaggregated"})
+"""Problems that a restarted worker, or a wrong one, has; the others are the session's own."""
+
+
+@dataclass
+class SessionCounts:
+    """What the sessions of a router came to since it started, and how many are open."""
+
+    open: Callable[[], int]
+    opened: int = 0
+    appends: int = 0
+    """Those that the workers have answered; an open that brings tokens is one."""
+    appended_tokens: int = 0
+    fallbacks: Counter[Fallback] = field(default_factory=Counter)
+
+    def appended(self, tokens: int) -> None:
+        self.appends += 1
+        self.appended_tokens += tokens
+
+
+class IncrementalSession:
+    """A `PrefillSession` on a pair of `pairs`, or over plain requests to `engine`."""
+
+    def __init__(
+        self,
+        answer: GenerateRequest,
+        max_prompt_tokens: int,
+        *,
+        engine: Engine,
+        workers: Workers,
+        pairs: Pairs,
+        counts: SessionCounts,
+    ) -> None:
+        """`answer` is the request to commit; its id is the session's, and its `input_ids` are not set yet."""
+        self._answer = answer
+        self._max_prompt_tokens = max_prompt_tokens
+        self._engine = engine
+        self._workers = workers
+        self._pairs = pairs
+        self._counts = counts
+        self._ids: list[int] = []
+        self._fallback: Fallback | None = None
+        self._remote: RemoteSession | None = None
+        self._requests: ResendSession | None = None
+        self._closed = False
+        # A commit follows the append in flight: the workers number the calls.
+        self._turn = asyncio.Lock()
+
+    @property
+    def served_by(self) -> ServedBy:
+        if self._requests is not None:
+            return self._requests.served_by
+        return "incremental" if self._remote is not None and self._fallback is None else "plain"
+
+    @property
+    def fallback(self) -> Fallback | None:
+        return self._fallback
+
+    async def append(self, ids: Sequence[int]) -> None:
+        """Raises `EngineError` when the session is given up: then no more KV is prefilled, and the commit has `ids`."""
+        async with self._turn:
+            self._check_not_closed()
+            self._ids.extend(ids)
+            if self._requests is not None:
+                await self._requests.append(ids)
+            elif self._fallback is not None:
+                raise EngineError(f"session {self._answer.request_id} was given up: {self._fallback}")
+            elif self._remote is None:
+                await self._open()
+            else:
+                await self._append(self._remote, ids)
+
+    async def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+        async with self._turn:
+            self._check_not_closed()
+            self._ids.extend(ids)
+            if self._remote is not None and self._fallback is None:
+                begun = False
+                try:
+                    async with aclosing(self._remote.commit(ids)) as deltas:
+                        async for delta in deltas:
+                            begun = True
+                            yield delta
+                    self._pairs.worked(self._remote.pair)
+                    return
+                except EngineError as error:
+                    self._blame_pair(self._remote.pair, error)
+                    if begun:
+                        # What has been read of the answer cannot be taken back.
+                        raise
+                    self._check_not_closed()
+                    self._fall_back("lost" if problem_in(error) else "broken", error)
+            async with aclosing(self._commit_plainly(ids)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def close(self) -> None:
+        self._closed = True
+        # At once: whoever cancels this must not keep the second from being told.
+        work: list[Awaitable[None]] = []
+        if self._remote is not None:
+            work.append(self._remote.end())
+        if self._requests is not None:
+            work.append(self._requests.close())
+        await asyncio.gather(*work)
+
+    async def _open(self) -> None:
+        """The first append: all ids known go out with the open."""
+        pair = await self._pairs.take(self._answer.request_id)
+        if pair is None:
+            self._check_not_closed()
+            self._fall_back("not_offered")
+            self._requests = ResendSession(self._engine, self._answer)
+            await self._requests.append(self._ids)
+            return
+        self._remote = RemoteSession(self._workers, pair, self._answer, self._max_prompt_tokens)
+        try:
+            self._check_not_closed()
+            await self._remote.open(self._ids)
+        except EngineError as error:
+            self._lose(pair, error, "refused")
+            await self._remote.end()
+            raise
+        self._counts.opened += 1
+        self._counts.appended(len(self._ids))
+
+    async def _append(self, remote: RemoteSession, ids: Sequence[int]) -> None:
+        try:
+            await remote.append(ids)
+        except EngineError as error:
+            # Both sides stay open: what the prefill worker has of the prompt is what the plain request will find.
+            self._lose(remote.pair, error, "lost")
+            raise
+        self._counts.appended(len(ids))
+
+    async def _commit_plainly(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+        remote = self._remote
+        if self._requests is None:
+            # An id of its own: the session's may still be in use on the workers. It does not begin with the session's,
+            # for whose abort SGLang would take it.
+            name = self._answer.request_id if remote is None else f"whole-{self._answer.request_id}"
+            self._requests = ResendSession(self._engine, dataclasses.replace(self._answer, request_id=name))
+            ids = self._ids
+        try:
+            async with aclosing(self._requests.commit(ids)) as deltas:
+                async for delta in deltas:
+                    # Not sooner: an open session keeps the prompt's KV from being evicted.
+                    if remote is not None:
+                        remote.begin_end()
+                    yield delta
+        finally:
+            if remote is not None:
+                remote.begin_end()
+        if remote is not None:
+            await remote.end()
+
+    def _lose(self, pair: Pair, error: EngineError, refusal: Fallback) -> None:
+        """Give the session up; `refusal` is the reason if a worker says so itself."""
+        if not self._closed:
+            self._blame_pair(pair, error)
+            self._fall_back(refusal if problem_in(error) else "broken", error)
+
+    def _blame_pair(self, pair: Pair, error: EngineError) -> None:
+        problem = problem_in(error)
+        if not self._closed and (problem is None or problem.code in _OF_THE_PAIR):
+            self._pairs.failed(pair)
+
+    def _fall_back(self, reason: Fallback, error: EngineError | None = None) -> None:
+        self._fallback = reason
+        self._counts.fallbacks[reason] += 1
+        if error is not None:
+            logger.warning("session %s fell back (%s): %s", self._answer.request_id, reason, error.message)
+
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise EngineError(f"session {self._answer.request_id} is closed")
+
+
+class IncrementalSessions:
+    """Makes `IncrementalSession`s on the pairs of `models`, with `engine` to fall back to."""
+
+    def __init__(
+        self, models: Mapping[str, ModelConfig], limits: LimitsConfig, client: aiohttp.ClientSession, engine: Engine
+    ) -> None:
+        self._engine = engine
+        self._workers = Workers(client, limits)
+        self._pairs = {name: Pairs(model.pairs, self._workers) for name, model in models.items()}
+        self.counts = SessionCounts(open=lambda: sum(pairs.open_sessions for pairs in self._pairs.values()))
+
+    def __call__(self, answer: GenerateRequest, *, max_prompt_tokens: int) -> IncrementalSession:
+        return IncrementalSession(
+            answer,
+            max_prompt_tokens,
+            engine=self._engine,
+            workers=self._workers,
+            pairs=self._pairs[answer.model],
+            counts=self.counts,
+        )

@@ -1,0 +1,178 @@
+"""One session of incremental prefill on one pair: the protocol and nothing else. What fails is for the caller to mend.
+
+The prefill worker writes into the decode worker's memory, so it is always the first to be told that a session ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+
+from sglang_ext.protocol import AppendRequest, CommitRequest, OpenRequest, SessionReply
+from shell_router.errors import EngineError
+from shell_router.transport.base import Delta, GenerateRequest
+from shell_router.transport.generate import sampling_params
+from shell_router.transport.pairs import Pair
+from shell_router.transport.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ROOMS = 2**63 - 1
+_OPENING_S = 10.0
+
+
+class RemoteSession:
+    """A session on both workers of `pair`. All but `end` raise `EngineError`, after which there is only `end`."""
+
+    def __init__(self, workers: Workers, pair: Pair, answer: GenerateRequest, max_prompt_tokens: int) -> None:
+        self._committed = False
+        self._workers = workers
+        self.pair = pair
+        self._answer = answer
+        self._max_prompt_tokens = max_prompt_tokens
+        self._seq = 0
+        self._sent = 0
+        self._opening: tuple[asyncio.Task[SessionReply], ...] = ()
+        self._ending: asyncio.Task[None] | None = None
+        self._over = False
+
+    async def open(self, ids: Sequence[int]) -> None:
+        """Begin the session with `ids`; returns when their KV is there."""
+        assert self.pair.bootstrap_port is not None
+        request = OpenRequest(
+            session_id=self._answer.request_id,
+            bootstrap_host=self.pair.bootstrap_host,
+            bootstrap_port=self.pair.bootstrap_port,
+            bootstrap_room=secrets.randbelow(_ROOMS) + 1,
+            max_prompt_tokens=self._max_prompt_tokens,
+            input_ids=list(ids),
+        )
+        # Not cancelled with this call: an open that is given up may still arrive, so `end` waits for it.
+        self._opening = tuple(
+            asyncio.create_task(self._workers.open(worker, request)) for worker in (self.pair.prefill, self.pair.decode)
+        )
+        replies = await asyncio.shield(asyncio.gather(*self._opening, return_exceptions=True))
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+            self._check(reply, len(ids))
+        self._sent = len(ids)
+
+    async def append(self, ids: Sequence[int]) -> None:
+        """Add `ids`; returns when their KV is there."""
+        request = AppendRequest(session_id=self._answer.request_id, seq=self._next_seq(), input_ids=list(ids))
+        replies = await _both(
+            self._workers.append(self.pair.prefill, request), self._workers.append(self.pair.decode, request)
+        )
+        self._sent += len(ids)
+        for reply in replies:
+            self._check(reply, self._sent)
+
+    async def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+        """Add the last `ids` and answer. What it raises before its first delta, it raises before the first token.
+
+        The prefill worker's answer matters until then: a decode worker that waits for its KV says nothing.
+        """
+        if self._committed:
+            raise EngineError(f"session {self._answer.request_id} has been committed")
+        self._committed = True
+        request = CommitRequest(
+            session_id=self._answer.request_id,
+            seq=self._next_seq(),
+            input_ids=list(ids),
+            sampling_params=sampling_params(self._answer),
+            return_logprob=True,
+        )
+        prefill = asyncio.create_task(self._workers.commit(self.pair.prefill, request))
+        streamed = msgspec.structs.replace(request, stream=True)
+        try:
+            async with aclosing(self._workers.answer(self.pair.decode, streamed)) as deltas:
+                yield await _first(deltas, prefill)
+                async for delta in deltas:
+                    yield delta
+        finally:
+            await _stop(prefill)
+        self._leave()
+
+    def begin_end(self) -> None:
+        """Start to free both sides, once, unless the answer has ended there. `end` waits for it."""
+        if self._ending is None and not self._over:
+            self._ending = asyncio.create_task(self._end())
+
+    async def end(self) -> None:
+        """Free both sides. It is done even if this is cancelled. A worker that cannot be told is logged."""
+        self.begin_end()
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        opening = [call for call in self._opening if not call.done()]
+        await self._stop_both()
+        if opening:
+            # An open that arrived after that has made a session.
+            await asyncio.wait(opening, timeout=_OPENING_S)
+            await _stop(*opening)
+            await self._stop_both()
+        self._leave()
+
+    async def _stop_both(self) -> None:
+        for worker in (self.pair.prefill, self.pair.decode):
+            # A commit that was sent may not have arrived: there is no request to abort then, and after the close there
+            # will be none. One that has arrived is beyond a close.
+            for stop in (self._workers.close, self._workers.abort) if self._committed else (self._workers.close,):
+                try:
+                    await stop(worker, self._answer.request_id)
+                except EngineError as error:
+                    logger.warning("session %s may not have been freed: %s", self._answer.request_id, error.message)
+
+    def _leave(self) -> None:
+        self._over = True
+        self.pair.sessions.discard(self._answer.request_id)
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _check(self, reply: SessionReply, known: int) -> None:
+        if reply.known_tokens != known:
+            raise EngineError(
+                f"session {self._answer.request_id} has {reply.known_tokens} tokens on a worker that was sent {known}"
+            )
+
+
+async def _both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, T]) -> tuple[T, T]:
+    """The results of both; the first error stops the other."""
+    tasks = asyncio.create_task(one), asyncio.create_task(other)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _stop(*tasks)
+
+
+async def _first(deltas: AsyncGenerator[Delta], prefill: asyncio.Task[None]) -> Delta:
+    """The first delta that says something. Raises what `prefill` raises if that comes sooner."""
+    while True:
+        turn: asyncio.Task[Delta] = asyncio.ensure_future(anext(deltas))
+        try:
+            await asyncio.wait((turn, prefill), return_when=asyncio.FIRST_COMPLETED)
+            if not turn.done():
+                prefill.result()
+            delta = await turn
+        finally:
+            await _stop(turn)
+        if delta.ids or delta.text or delta.finish is not None:
+            return delta
+
+
+async def _stop(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

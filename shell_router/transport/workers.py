@@ -1,0 +1,108 @@
+"""The calls that go to a worker itself and not through sglang-router: aborts and incremental prefill.
+
+Errors are `EngineError`s; `problem_in` finds what a worker that refused a call said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from sglang_ext.protocol import (
+    APPEND_PATH,
+    CLOSE_PATH,
+    COMMIT_PATH,
+    OPEN_PATH,
+    STATUS_PATH,
+    AppendRequest,
+    CloseReply,
+    CloseRequest,
+    CommitRequest,
+    OpenRequest,
+    Problem,
+    ProblemReply,
+    SessionReply,
+    Status,
+)
+from shell_router.config import LimitsConfig
+from shell_router.errors import EngineError
+from shell_router.transport.base import Delta
+from shell_router.transport.generate import JSON, ErrorStatus, check_status, read_delta, stream_answer, telling
+
+T = TypeVar("T")
+
+_STOP_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_STATUS_TIMEOUT = aiohttp.ClientTimeout(total=5)
+
+
+class Workers:
+    """Calls to workers, each named by its base URL."""
+
+    def __init__(self, client: aiohttp.ClientSession, limits: LimitsConfig) -> None:
+        self._client = client
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=limits.connect_timeout_s, sock_read=limits.idle_timeout_s
+        )
+
+    async def status(self, worker: str) -> Status:
+        url = worker + STATUS_PATH
+        with telling(url):
+            async with self._client.get(url, timeout=_STATUS_TIMEOUT) as reply:
+                await check_status(url, reply)
+                return _read(url, await reply.read(), Status)
+
+    async def open(self, worker: str, request: OpenRequest) -> SessionReply:
+        return await self._session_call(worker + OPEN_PATH, request)
+
+    async def append(self, worker: str, request: AppendRequest) -> SessionReply:
+        return await self._session_call(worker + APPEND_PATH, request)
+
+    async def commit(self, worker: str, request: CommitRequest) -> None:
+        """Return when a prefill worker has sent the KV of the whole prompt."""
+        url = worker + COMMIT_PATH
+        read_delta(await self._post(url, msgspec.json.encode(request), self._timeout))
+
+    def answer(self, worker: str, request: CommitRequest) -> AsyncGenerator[Delta]:
+        """Commit to a decode worker, which answers as `/generate` does."""
+        return stream_answer(self._client, worker + COMMIT_PATH, msgspec.json.encode(request), self._timeout)
+
+    async def close(self, worker: str, session_id: str) -> None:
+        url = worker + CLOSE_PATH
+        body = msgspec.json.encode(CloseRequest(session_id=session_id))
+        _read(url, await self._post(url, body, _STOP_TIMEOUT), CloseReply)
+
+    async def abort(self, worker: str, request_id: str) -> None:
+        """Stop the request of this id, and whatever has an id that begins with it: SGLang compares no further.
+
+        Harmless when there is none.
+        """
+        await self._post(f"{worker}/abort_request", msgspec.json.encode({"rid": request_id}), _STOP_TIMEOUT)
+
+    async def _session_call(self, url: str, request: OpenRequest | AppendRequest) -> SessionReply:
+        return _read(url, await self._post(url, msgspec.json.encode(request), self._timeout), SessionReply)
+
+    async def _post(self, url: str, body: bytes, bounds: aiohttp.ClientTimeout) -> bytes:
+        with telling(url):
+            async with self._client.post(url, data=body, headers=JSON, timeout=bounds) as reply:
+                await check_status(url, reply)
+                return await reply.read()
+
+
+def problem_in(error: EngineError) -> Problem | None:
+    """Why a worker refused a session's call; None when it is not the worker that says so."""
+    if not isinstance(error, ErrorStatus):
+        return None
+    try:
+        return msgspec.json.decode(error.said, type=ProblemReply).error
+    except msgspec.DecodeError:
+        return None
+
+
+def _read(url: str, body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise EngineError(f"{url} gave an answer that cannot be read: {error}") from error
