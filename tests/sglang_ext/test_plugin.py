@@ -12,7 +12,9 @@ from sglang_ext import compat, plugin, protocol
 
 def test_cpu_hooks_are_for_cpu_engines_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
-    assert [hook.target for hook in plugin.hooks()] == [compat.INIT_COMMUNICATORS]
+    everywhere = [hook.target for hook in plugin.hooks()]
+    assert len(set(everywhere)) == len(everywhere)
+    assert not {compat.NIXL_MANAGER_INIT, compat.TORCH_NATIVE_EXTEND} & set(everywhere)
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     assert {compat.NIXL_MANAGER_INIT, compat.TORCH_NATIVE_EXTEND} < {hook.target for hook in plugin.hooks()}
 

@@ -317,6 +317,11 @@ class TableMachine(RuleBasedStateMachine):
     )
     def open(self, name: str, room: int, bound: int, ids: list[int], ttl_s: float | None) -> None:
         world = self.world
+        known = world.open.get(name)
+        if known is not None and known.room == room and not known.committed and bound <= LIMITS.max_prompt_tokens:
+            assert self.table.open(open_request(name, room, bound, ids, ttl_s)) is self.table.get(name)
+            known.used_at = self.clock.now
+            return
         expected: set[ProblemCode] = set()
         if bound > LIMITS.max_prompt_tokens or len(ids) > bound:
             expected.add("too_long")
