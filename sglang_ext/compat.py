@@ -26,6 +26,7 @@ from sglang.srt.disaggregation.utils import (
     is_unadmitted_reject,
     poll_and_all_reduce,
 )
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.io_struct import AbortReq, BaseReq, GenerateReqInput, SessionParams, hook_custom_types
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang.srt.mem_cache.base_prefix_cache import CacheRequestOutcome
@@ -38,7 +39,8 @@ from sglang_ext import protocol
 
 __all__ = [
     "FINISH_ABORT", "AbortReq", "BaseReq", "CacheRequestOutcome", "DecodeRequest", "DisaggregationMode",
-    "GenerateReqInput", "KVClassType", "KVPoll", "Req", "SamplingParams", "SessionParams", "TypeBasedDispatcher",
+    "GenerateReqInput", "KVClassType", "KVPoll", "LogitsProcessorOutput", "Req", "SamplingParams", "SessionParams",
+    "TypeBasedDispatcher",
     "all_ranks", "evict_from_tree_cache", "get_kv_class", "hook_custom_types", "is_aborted",
     "is_unadmitted_reject", "kv_to_page_indices", "kv_to_page_num", "poll_and_all_reduce", "release_kv_cache",
 ]  # fmt: skip
@@ -62,6 +64,8 @@ FLUSH_CACHE = f"{_SCHEDULER}.flush_cache"
 SLEEP_ON_IDLE = f"{_SCHEDULER}.maybe_sleep_on_idle"
 BOOTSTRAP_ADD = f"{_PREFILL}.PrefillBootstrapQueue.add"
 PREFILL_RESULT = f"{_PREFILL}.SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill"
+RUN_BATCH = f"{_SCHEDULER}.run_batch"
+LOGITS_FORWARD = "sglang.srt.layers.logits_processor.LogitsProcessor.forward"
 SEND_KV_CHUNK = f"{_PREFILL}.SchedulerDisaggregationPrefillMixin.send_kv_chunk"
 PREALLOC_ADD = f"{_DECODE}.DecodePreallocQueue.add"
 NEXT_ROUND = f"{_MANAGERS}.schedule_batch.Req.init_next_round_input"

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _host: SessionHost[Any] | None = None
 _refusal: protocol.Problem | None = None
+_without_logits = False
+"""The batch in the forward pass needs no logits."""
 
 
 def start_host(result: Any, scheduler: Any) -> None:
@@ -139,6 +141,21 @@ def after_prefill_result(result: Any, scheduler: Any, batch: Any, batch_result: 
         _host.batch_done(batch)
 
 
+def around_run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **options: Any) -> Any:
+    global _without_logits
+    _without_logits = isinstance(_host, PrefillHost) and _host.has_only_appends(batch)
+    try:
+        return original(scheduler, batch, *args, **options)
+    finally:
+        _without_logits = False
+
+
+def around_logits(original: Callable[..., Any], processor: Any, *args: Any, **options: Any) -> Any:
+    if _without_logits:
+        return compat.LogitsProcessorOutput(next_token_logits=None)
+    return original(processor, *args, **options)
+
+
 def around_send(
     original: Callable[..., None], scheduler: Any, req: Any, last_chunk: bool = False, end_idx: int | None = None
 ) -> None:
@@ -179,6 +196,8 @@ HOOKS = (
     compat.Hook(
         compat.PREFILL_RESULT, "after", after_prefill_result, "an append that is through leaves its KV to the session"
     ),
+    compat.Hook(compat.RUN_BATCH, "around", around_run_batch, "tells the next hook of a batch that has only appends"),
+    compat.Hook(compat.LOGITS_FORWARD, "around", around_logits, "appends need no logits: the LM head is left out"),
     compat.Hook(
         compat.SEND_KV_CHUNK, "around", around_send, "an append's last chunk is not the transfer's last"
     ),

@@ -153,6 +153,10 @@ class PrefillHost(SessionHost[Prompt]):
             for entry in tuple(self.entries.values()):
                 self._prefill(entry)
 
+    def has_only_appends(self, batch: Any) -> bool:
+        requests = self._requests
+        return all((entry := requests.get(r.rid)) is not None and r is entry.running for r in batch.reqs)
+
     def send(self, original: Callable[..., None], request: Any, last_chunk: bool, end_index: int | None) -> bool:
         """Send a chunk of a session's request. Returns whether it was one."""
         entry = self._requests.get(request.rid)
@@ -280,6 +284,9 @@ class PrefillHost(SessionHost[Prompt]):
         request.pending_bootstrap = False
         if entry.owner is not None:
             self._leave_a_token(entry)
+            # Without a tree SGLang admits requests that ignore the end token on a path that knows no prefix. The one
+            # token that prefill samples ends nothing.
+            request.sampling_params.ignore_eos = False
             request.kv = entry.owner.detach_kv()
             entry.owner = None
         self._requests[request.rid] = entry

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -54,8 +55,8 @@ async def run_schedules(
         async with places:
             if own.random() < 0.2:
                 await pair.generate(random_prompt(own, 1, longest))
-            reference = pair.generate(prompt, extra_key=f"reference-{seed}-{number}")
-            expected = await reference if own.random() < 0.5 else None
+            reference = partial(pair.generate, prompt, extra_key=f"reference-{seed}-{number}")
+            expected = await reference() if own.random() < 0.5 else None
             pieces = random_cuts(own, prompt, sizes)
             try:
                 found = await _write(pair, own, pieces, len(prompt))
@@ -63,7 +64,7 @@ async def run_schedules(
                 outcome.fallbacks[refused.problem.code] += 1
                 found = await pair.generate(prompt)
             if expected is None:
-                expected = await reference
+                expected = await reference()
             if found == expected:
                 outcome.right += 1
             else:

@@ -352,8 +352,11 @@ async def test_full_pools_serve_everybody(graft_home: Path, tiny_config: Cluster
             sessions = [(Session(pair, max_prompt_tokens=1200), random_prompt(draw, 800, 1000)) for _ in range(12)]
             opened = []
             for session, prompt in sessions:
-                with suppress(CallRefused):
+                try:
                     await session.open(prompt[:700])
+                except CallRefused:
+                    await session.close()
+                else:
                     opened.append((session, prompt))
             assert len(opened) >= 5
             plain = [random_prompt(draw, 900, 1100) for _ in range(8)]
@@ -392,8 +395,13 @@ async def test_a_worker_dies_and_comes_back(
             )
             await asyncio.sleep(0.3)
             await asyncio.to_thread(cluster.restart, name)
-            with pytest.raises((CallRefused, aiohttp.ClientError, AssertionError)):
-                await committed
+            if role == "decode":
+                with pytest.raises((CallRefused, aiohttp.ClientError)):
+                    await committed
+            else:
+                # Its KV had been handed over: the answer goes on without the prefill worker.
+                with suppress(aiohttp.ClientError):
+                    await committed
             for session in sessions[1:4]:
                 with pytest.raises((CallRefused, aiohttp.ClientError)):
                     await session.append(random_prompt(draw, 300, 300))
