@@ -259,12 +259,16 @@ class DecodeHost(SessionHost[Reservation]):
     # Memory
 
     def _relieve_starving(self) -> None:
-        """An ordinary request has waited for memory since the last turn: end the idlest session."""
+        """Nothing decodes and nothing arrives, though requests wait for memory: end the idlest session."""
         queue = self._queue
         waiting = [*queue.retracted_queue, *(waiting for waiting in queue.queue if waiting.waiting_for_input)]
         waiting += [entry for entry in self.entries.values() if entry.committed is not None and entry.linked]
         head, self._head = self._head, waiting[0] if waiting else None
         if head is None or head is not self._head or self._drains:
+            return
+        scheduler = self.scheduler
+        if scheduler.running_batch.reqs or scheduler.waiting_queue or scheduler.disagg_decode_transfer_queue.queue:
+            # These make room when they end. Sessions within their share are held until then.
             return
         for session in self.table.idlest():
             self.drop(self.entries[session.id], "lost", "its memory went to ordinary requests")

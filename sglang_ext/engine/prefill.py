@@ -112,6 +112,8 @@ class PrefillHost(SessionHost[Prompt]):
             if entry.ending is not None:
                 self._try_finish(entry)
             elif not entry.started:
+                # It may have waited for a sibling that has gone.
+                self._prefill(entry)
                 self._push_held(entry)
                 self._start_commit(entry)
         self._relieve_starving()
@@ -396,13 +398,16 @@ class PrefillHost(SessionHost[Prompt]):
             entry.owner = None
 
     def _relieve_starving(self) -> None:
-        """Nothing ran in the last turn though requests wait: let go of the idlest session's KV."""
+        """Requests wait though nothing ran in the last turn or is on its way: let the idlest session's KV go."""
         scheduler = self.scheduler
         waiting = scheduler.waiting_queue
         head, self._head = self._head, waiting[0] if waiting else None
         if head is None or head is not self._head:
             return
         if scheduler.last_batch is not None or scheduler.chunked_req is not None:
+            return
+        if scheduler.disagg_prefill_inflight_queue:
+            # What is on its way to decode makes room when it has arrived.
             return
         for entry in self.entries.values():
             # A queued append can wait longer; what runs, and what is served next, cannot.
@@ -450,7 +455,7 @@ class PrefillHost(SessionHost[Prompt]):
                 self._slots.free(entry.slot)
             entry.sender.conclude_state = compat.KVPoll.Failed
             entry.sender.clear()
-            self._ended_rooms.append((time.monotonic(), entry.session.room))
+        self._ended_rooms.append((time.monotonic(), entry.session.room))
         self.finish(entry)
 
     def _is_gone(self, request: Any) -> bool:
