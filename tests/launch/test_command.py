@@ -14,6 +14,7 @@ from launch.config import (
     SglangRouterConfig,
     ShellRouterConfig,
 )
+from sglang_ext.settings import SessionSettings
 from shell_router.config import PairConfig
 
 
@@ -93,6 +94,26 @@ def test_cpu_workers_without_cores_are_left_alone() -> None:
     for worker in planned(model).workers:
         assert worker.command.cores == ()
         assert worker.command.env == {}
+
+
+def test_caches_sessions_and_overlap_are_set_for_each_worker() -> None:
+    model = ModelConfig(
+        name="m",
+        path="p/q",
+        device="cpu",
+        overlap_schedule=True,
+        prefill=(PrefillConfig(sessions=SessionSettings(kv_share=0.2)),),
+        decode=(DecodeConfig(radix_cache=False),),
+    )
+    prefill, decode = planned(model).workers
+    assert prefill.command.env["GRAFT_SESSION_KV_SHARE"] == "0.2"
+    assert "GRAFT_SESSION_KV_SHARE" not in decode.command.env
+    for worker in (prefill, decode):
+        assert "--disable-overlap-schedule" not in worker.command.argv
+        assert worker.command.env["SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX"] == "0"
+    assert "--disable-radix-cache" not in prefill.command.argv
+    assert "--disable-radix-cache" in decode.command.argv
+    assert "--disaggregation-decode-enable-radix-cache" not in decode.command.argv
 
 
 def test_gpu_workers() -> None:
