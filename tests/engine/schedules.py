@@ -98,11 +98,11 @@ ENDS = (
 )  # fmt: skip
 
 
-async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int = 600) -> None:
+async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int = 600, ttl_s: float = 2.0) -> None:
     """One session that comes to the given end at a random point. With `leave` its time to live must end it."""
     prompt = random_prompt(draw, 1, longest)
     pieces = random_cuts(draw, prompt, SIZES)
-    session = Session(pair, max_prompt_tokens=len(prompt) + 300, ttl_s=2.0)
+    session = Session(pair, max_prompt_tokens=len(prompt) + 300, ttl_s=ttl_s)
     if end == "open_one_side":
         worker = draw.choice(pair.workers)
         await pair.call(worker, OPEN_PATH, session.open_request(prompt))

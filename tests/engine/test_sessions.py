@@ -40,13 +40,13 @@ async def nothing_is_held(pair: Pair, patience_s: float = 60.0) -> None:
     pytest.fail(f"still held: {held}")
 
 
-async def end_sessions(pair: Pair, seed: int, count: int, at_once: int) -> None:
+async def end_sessions(pair: Pair, seed: int, count: int, at_once: int, ttl_s: float = 2.0) -> None:
     places = asyncio.Semaphore(at_once)
 
     async def one(number: int) -> None:
         draw = random.Random(f"{seed}-{number}")
         async with places:
-            await end_somehow(pair, draw, ENDS[number % len(ENDS)])
+            await end_somehow(pair, draw, ENDS[number % len(ENDS)], ttl_s=ttl_s)
 
     await asyncio.gather(*(one(number) for number in range(count)))
 
@@ -312,6 +312,25 @@ async def test_settings(graft_home: Path, tiny_config: ClusterConfig, tmp_path: 
             outcome = await run_schedules(pair, seed=33, count=10, at_once=3)
             assert outcome.wrong == []
         await asyncio.to_thread(cluster.flush_caches)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_tensor_parallel(
+    graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks for each worker, over gloo. On two cores the four of them spin against each other: slow, and right."""
+    monkeypatch.setenv("SGLANG_CPU_OMP_THREADS_BIND", "0|1")
+    changes = on_workers(tiny_config.models[0], {"cores": ()}, {"cores": ()})
+    config = with_model(tiny_config, "tp2", flags=("--tp-size", "2"), **changes)
+    with running(config, tmp_path) as cluster:
+        async with pair_of(cluster) as pair:
+            outcome = await run_schedules(pair, seed=81, count=20, at_once=3)
+            assert outcome.wrong == []
+            assert outcome.right == 20
+            await nothing_is_held(pair)
+            await end_sessions(pair, seed=82, count=2 * len(ENDS), at_once=4, ttl_s=20.0)
+            await nothing_is_held(pair)
 
 
 @pytest.mark.slow
