@@ -316,6 +316,19 @@ async def test_settings(graft_home: Path, tiny_config: ClusterConfig, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+async def test_the_real_model(graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path) -> None:
+    """SmolLM2-135M in float32: in bfloat16 the size of a chunk changes the rounding."""
+    config = with_model(tiny_config, "smollm2", path="builtin:smollm2-135m-instruct")
+    with running(config, tmp_path) as cluster:
+        async with pair_of(cluster) as pair:
+            outcome = await run_schedules(pair, seed=91, count=8, at_once=2, longest=300)
+            assert outcome.wrong == []
+            assert outcome.right == 8
+            await nothing_is_held(pair)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_tensor_parallel(
     graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
