@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from contextlib import aclosing
 
@@ -18,7 +19,9 @@ class SessionContract:
     @staticmethod
     def session(sessions: SessionFactory, model: str, name: str, tokens: int = 16) -> PrefillSession:
         sampling = Sampling(max_new_tokens=tokens, temperature=0)
-        return sessions(GenerateRequest(name, model, (), sampling), max_prompt_tokens=len(PROMPT))
+        # SGLang aborts an id once more two seconds after its stream has ended: no id may be used again.
+        request = GenerateRequest(f"{name}-{uuid.uuid4().hex}", model, (), sampling)
+        return sessions(request, max_prompt_tokens=len(PROMPT))
 
     @staticmethod
     async def answer(session: PrefillSession, ids: Sequence[int]) -> list[Delta]:

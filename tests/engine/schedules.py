@@ -109,15 +109,15 @@ async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int
         return
     try:
         await session.open(pieces[0])
+        for piece in pieces[1 : draw.randint(1, len(pieces))]:
+            if piece:
+                await session.append(piece)
     except CallRefused as refused:
         await session.close()
-        if refused.problem.code != "over_budget":
+        if refused.problem.code not in ("over_budget", "closed"):
             raise
-        # Sessions that were left fill the budget until they expire.
+        # Sessions that were left fill the budget until they expire; on a busy machine this one may expire, too.
         return
-    for piece in pieces[1 : draw.randint(1, len(pieces))]:
-        if piece:
-            await session.append(piece)
     more = random_prompt(draw, 1, 250)
     long_answer = {"max_new_tokens": 64, "temperature": 0, "ignore_eos": True}
     match end:
