@@ -105,7 +105,9 @@ async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int
     session = Session(pair, max_prompt_tokens=len(prompt) + 300, ttl_s=ttl_s)
     if end == "open_one_side":
         worker = draw.choice(pair.workers)
-        await pair.call(worker, OPEN_PATH, session.open_request(prompt))
+        # Refused when sessions that were left fill the budget.
+        with suppress(CallRefused):
+            await pair.call(worker, OPEN_PATH, session.open_request(prompt))
         return
     try:
         await session.open(pieces[0])

@@ -460,7 +460,7 @@ async def test_many(graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path
             await nothing_is_held(pair)
             await asyncio.to_thread(cluster.flush_caches)
             before = files(cluster)
-            await end_sessions(pair, seed=52, count=1000, at_once=10)
+            await end_sessions(pair, seed=52, count=1000, at_once=10, ttl_s=1.0)
             await nothing_is_held(pair)
             await asyncio.to_thread(cluster.flush_caches)
             after = files(cluster)
