@@ -198,12 +198,11 @@ def sessions_refusal(scheduler: Any) -> protocol.Problem | None:
     return protocol.Problem(code="incompatible", message=f"incremental prefill does not support {', '.join(found)} yet")
 
 
-def all_ranks(flags: Sequence[int], group: Any) -> Sequence[int]:
-    """Per entry, 1 where every rank of `group` has 1."""
+def all_ranks(flags: Sequence[bool], group: Any) -> list[bool]:
+    """Per entry, whether it is true on every rank of `group`."""
     import torch
 
-    reduced: Sequence[int] = all_reduce_flags(list(flags), group, torch.distributed.ReduceOp.MIN)
-    return reduced
+    return [bool(flag) for flag in all_reduce_flags([int(f) for f in flags], group, torch.distributed.ReduceOp.MIN)]
 
 
 def http_app() -> Any:

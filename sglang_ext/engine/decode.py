@@ -203,7 +203,7 @@ class DecodeHost(SessionHost[Reservation]):
 
     def _link(self, entries: list[Reservation]) -> None:
         """Tell the prefill workers of those `entries` that are found on all ranks where the pages are."""
-        found = compat.all_ranks([int(entry.found) for entry in entries], self._queue.gloo_group)
+        found = compat.all_ranks([entry.found for entry in entries], self._queue.gloo_group)
         for entry, go in zip(entries, found, strict=True):
             if go:
                 entry.linked = True
@@ -292,10 +292,8 @@ class DecodeHost(SessionHost[Reservation]):
         now = time.monotonic()
         ready = compat.all_ranks(
             [
-                int(
-                    now >= drain.deadline
-                    or self._transfers.is_abort_release_safe(drain.entry.session.room, drain.acknowledgements)
-                )
+                now >= drain.deadline
+                or self._transfers.is_abort_release_safe(drain.entry.session.room, drain.acknowledgements)
                 for drain in self._drains
             ],
             self._queue.gloo_group,

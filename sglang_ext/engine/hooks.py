@@ -102,38 +102,30 @@ def add_records(result: dict[str, Any], *_args: Any) -> dict[str, Any]:
 
 
 def around_bootstrap_add(original: Callable[..., None], queue: Any, request: Any, num_kv_heads: int) -> None:
-    entry = _taking(request)
-    if entry is None:
-        return original(queue, request, num_kv_heads)
-    if queue._check_if_req_exceed_kv_capacity(request):
-        assert _host is not None
-        return _host.drop(entry, "lost", "the committed prompt is too long")
-    assert _host is not None
-    return _host.take_request(entry, request)
+    if not _takes_over(queue, request):
+        original(queue, request, num_kv_heads)
 
 
 def around_prealloc_add(
     original: Callable[..., None], queue: Any, request: Any, is_retracted: bool = False, is_rebootstrap: bool = False
 ) -> None:
-    entry = None if is_retracted or is_rebootstrap else _taking(request)
-    if entry is None:
-        return original(queue, request, is_retracted=is_retracted, is_rebootstrap=is_rebootstrap)
-    assert _host is not None
-    if queue._check_if_req_exceed_kv_capacity(request):
-        return _host.drop(entry, "lost", "the committed prompt is too long")
-    return _host.take_request(entry, request)
+    if is_retracted or is_rebootstrap or not _takes_over(queue, request):
+        original(queue, request, is_retracted=is_retracted, is_rebootstrap=is_rebootstrap)
 
 
-def _taking(request: Any) -> Any:
-    """The session that `request` commits. SGLang's own refusal of the request ends the session."""
+def _takes_over(queue: Any, request: Any) -> bool:
+    """Let `request` take its session over, if it commits one. SGLang's own refusal of it ends the session."""
     entry = _host.entry_in_room(request.bootstrap_room) if _host is not None else None
-    if entry is None or entry.session.state != "committed" or entry.committed is not None:
-        return None
+    if _host is None or entry is None or entry.session.state != "committed" or entry.committed is not None:
+        return False
     if compat.is_unadmitted_reject(request):
-        assert _host is not None
         _host.drop(entry, "lost", "SGLang refused the committed request")
-        return None
-    return entry
+        return False
+    if queue._check_if_req_exceed_kv_capacity(request):
+        _host.drop(entry, "lost", "the committed prompt is too long")
+    else:
+        _host.take_request(entry, request)
+    return True
 
 
 def after_prefill_result(result: Any, scheduler: Any, batch: Any, batch_result: Any) -> None:

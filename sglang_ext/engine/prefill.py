@@ -310,7 +310,10 @@ class PrefillHost(SessionHost[Prompt]):
         if not waiting:
             return
         room = [self._announced_pages(entry) * self.page_size for entry in waiting]
-        ready = self._agree([tokens >= len(entry.session.ids) for entry, tokens in zip(waiting, room, strict=True)])
+        ready = compat.all_ranks(
+            [tokens >= len(entry.session.ids) for entry, tokens in zip(waiting, room, strict=True)],
+            self.scheduler.attn_tp_cpu_group,
+        )
         for entry, go in zip(waiting, ready, strict=True):
             if not go or entry.last_push is None:
                 continue
@@ -328,8 +331,7 @@ class PrefillHost(SessionHost[Prompt]):
         """The committed request is SGLang's alone now."""
         entry.ending = entry.ending or ("committed", "it was committed")
         del self._requests[entry.committed.rid]
-        self._tree.unlock(entry.lock)
-        entry.lock = None
+        self._release(entry)
         self.finish(entry)
 
     # The transfer
@@ -445,7 +447,6 @@ class PrefillHost(SessionHost[Prompt]):
             if not self._is_gone(entry.running):
                 return
             self._end_running(entry)
-        assert entry.ending is not None
         self._release(entry)
         if entry.started:
             # SGLang sees the failed transfer at the request and ends that, with its buffer and the room.
@@ -477,7 +478,3 @@ class PrefillHost(SessionHost[Prompt]):
 
     def _is_alone(self) -> bool:
         return bool(self.scheduler.tp_size == 1)
-
-    def _agree(self, flags: list[bool]) -> list[bool]:
-        """True where every rank says so."""
-        return [bool(flag) for flag in compat.all_ranks([int(f) for f in flags], self.scheduler.attn_tp_cpu_group)]

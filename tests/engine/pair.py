@@ -28,6 +28,13 @@ QUEUES = (
 )
 
 
+def busy(load: dict[str, Any]) -> dict[str, int]:
+    """What a worker still holds, from SGLang's own account of it."""
+    counts = {name: load[name] for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
+    counts |= {name: load["disaggregation"][name] for name in QUEUES}
+    return {name: count for name, count in counts.items() if count}
+
+
 class CallRefused(Exception):
     def __init__(self, worker: str, problem: protocol.Problem) -> None:
         super().__init__(f"{worker}: {problem.code}: {problem.message}")
@@ -130,10 +137,9 @@ class Pair:
         for worker in self.workers:
             async with self.client.get(f"{worker}/v1/loads") as reply:
                 (load,) = msgspec.json.decode(await reply.read())["loads"]
-            counts = {name: load[name] for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
-            counts |= {name: load["disaggregation"][name] for name in QUEUES}
-            counts["sessions"] = len((await self.sessions(worker)).open)
-            found[worker] = {name: count for name, count in counts.items() if count}
+            found[worker] = busy(load)
+            if sessions := (await self.sessions(worker)).open:
+                found[worker]["sessions"] = len(sessions)
         return {worker: counts for worker, counts in found.items() if counts}
 
 

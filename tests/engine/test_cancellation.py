@@ -13,17 +13,11 @@ import pytest
 
 from launch import state
 from launch.cluster import Cluster
+from tests.engine.pair import busy
 from tests.waiting import wait_until
 
 SLACK = 8
 """Open files by which a process may differ from before: pools of connections breathe."""
-QUEUES = (
-    "prefill_bootstrap_queue_reqs",
-    "prefill_inflight_queue_reqs",
-    "decode_prealloc_queue_reqs",
-    "decode_transfer_queue_reqs",
-    "decode_retracted_queue_reqs",
-)
 
 
 async def loads(cluster: Cluster) -> list[dict[str, Any]]:
@@ -34,13 +28,6 @@ async def loads(cluster: Cluster) -> list[dict[str, Any]]:
             async with client.get(f"{worker.url}/v1/loads") as reply:
                 found += msgspec.json.decode(await reply.read())["loads"]
         return found
-
-
-def busy(load: dict[str, Any]) -> dict[str, int]:
-    """What a worker still holds."""
-    counts = {name: load[name] for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
-    counts |= {name: load["disaggregation"][name] for name in QUEUES}
-    return {name: count for name, count in counts.items() if count}
 
 
 def files(cluster: Cluster) -> dict[str, int]:
