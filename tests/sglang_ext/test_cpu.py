@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_ext.cpu import attention, fallbacks, nixl_memory
+from sglang_ext.cpu import attention, nixl_memory
 
 with warnings.catch_warnings():
     # SGLang and what it imports warn of many things that are not ours to mend.
     warnings.simplefilter("ignore")
-    fallbacks.install()
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
 
