@@ -47,6 +47,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Tokens of a KV page on the workers; appended chunks are whole pages."""
 
 
+class EmbeddingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model that early exit compares answers with; it runs in a process of its own."""
+
+    path: Annotated[str, Meta(min_length=1)]
+    """What sentence-transformers loads: a directory or a hub id."""
+    device: Annotated[str, Meta(min_length=1)] = "cpu"
+    """As torch names it: `cpu`, `cuda:3`."""
+    threads: PositiveInt = 1
+    """CPU threads of the process."""
+    window_chars: Annotated[int, Meta(ge=64)] = 480
+    """Answers are embedded in pieces of about this many characters, as they stream in."""
+    timeout_s: PositiveFloat = 30.0
+    """Longest wait for one check; without an answer by then the cluster goes on without an exit."""
+
+
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds that keep one router process healthy."""
 
@@ -76,6 +91,8 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trees: tuple[str, ...]
     """Paths of tree JSON files, each served as a model of the OpenAI API."""
     limits: LimitsConfig = LimitsConfig()
+    embedding: EmbeddingConfig | None = None
+    """Without it no tree can exit early by likeness; by votes it can."""
     api_key_env: Annotated[str, Meta(min_length=1)] | None = None
     """Name of the environment variable that holds the API key clients must send; without one the API is open.
 
