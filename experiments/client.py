@@ -53,11 +53,13 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 class RouterClient:
     """Asks one shell router. Use as an async context manager."""
 
-    def __init__(self, url: str, *, run_timeout_s: float) -> None:
+    def __init__(self, url: str, *, run_timeout_s: float, api_key: str | None = None) -> None:
+        """`api_key` is for a router that wants one."""
         self._url = url.rstrip("/")
         self._run_timeout = aiohttp.ClientTimeout(total=run_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+            timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
         )
 
     async def __aenter__(self) -> Self:

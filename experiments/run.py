@@ -36,6 +36,7 @@ from experiments.summary import Report, RunFolder, Summary, summarize
 from experiments.table import format_failures, format_question, format_table
 from experiments.target import Target, TargetError, check_trees, cluster_target, running_target
 from experiments.timeline import draw_timeline, median_pair
+from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 from shell_router.record import RunRecord
 
@@ -47,7 +48,15 @@ EXIT_INTERRUPTED = 130
 class Experiment:
     """Makes the runs of a plan, one after the other. `results` holds those that have ended, whatever happens."""
 
-    def __init__(self, config: ExperimentConfig, plan: Sequence[Step], target: Target, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        plan: Sequence[Step],
+        target: Target,
+        folder: RunFolder,
+        api_key: str | None = None,
+    ) -> None:
+        self._api_key = api_key
         self._config = config
         self._plan = plan
         self._target = target
@@ -56,7 +65,9 @@ class Experiment:
 
     async def run(self) -> None:
         """Make all runs. Raises `ConfigError` when a tree is not served; a run that fails does not stop the others."""
-        async with RouterClient(self._target.url, run_timeout_s=self._config.run_timeout_s) as client:
+        async with RouterClient(
+            self._target.url, run_timeout_s=self._config.run_timeout_s, api_key=self._api_key
+        ) as client:
             await self._check_trees(client)
             async with Progress(len(self._plan)) as progress:
                 # All modes of one question and tree stand next to each other in the plan.
@@ -153,7 +164,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="graft run", description="Compare the modes of trees on the same workers.")
+    parser = argparse.ArgumentParser(
+        prog="graft run",
+        description="Compare the modes of trees on the same workers.",
+        epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
+    )
     parser.add_argument("config", type=Path, help="experiment JSON, as in cfgs/experiments/")
     parser.add_argument("--url", help="use the shell router at this base URL in place of starting the cfg's cluster")
     parser.add_argument(
@@ -171,6 +186,7 @@ def _main(arguments: argparse.Namespace) -> int:
     config = load_experiment(arguments.config)
     questions = load_questions(config.questions.source)
     plan = make_plan(config, select(questions, config.questions), warmup_question(questions, config))
+    key = client_key()
     now = datetime.datetime.now(datetime.UTC)
     start = (
         running_target(arguments.url, arguments.worker_url)
@@ -180,7 +196,7 @@ def _main(arguments: argparse.Namespace) -> int:
     # Now that all there is to check has been checked; a folder is a sign that something ran.
     folder = _make_folder(arguments.runs_dir / (arguments.name or f"{config.name}-{now:%Y%m%dT%H%M%SZ}"))
     with start(folder.path / "cluster") as target:
-        report = _run(config, plan, target, folder)
+        report = _run(config, plan, target, folder, key)
     # Last, when the cluster has said all it has to say.
     print(msgspec.json.encode(report).decode(), flush=True)
     if report.interrupted:
@@ -188,7 +204,7 @@ def _main(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else EXIT_FAILED
 
 
-def _run(config: ExperimentConfig, plan: Sequence[Step], target: Target, folder: RunFolder) -> Report:
+def _run(config: ExperimentConfig, plan: Sequence[Step], target: Target, folder: RunFolder, key: str | None) -> Report:
     if target.flush is None:
         print(
             "graft run: the workers' caches are not flushed between runs, so a mode may profit from what another left; "
@@ -197,7 +213,7 @@ def _run(config: ExperimentConfig, plan: Sequence[Step], target: Target, folder:
         )
     _announce(config, plan, folder)
     started = time.time()
-    experiment = Experiment(config, plan, target, folder)
+    experiment = Experiment(config, plan, target, folder, key)
     try:
         asyncio.run(experiment.run())
     except KeyboardInterrupt:

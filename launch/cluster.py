@@ -22,11 +22,15 @@ from launch.ports import PortChooser
 from launch.process import ChildProcess
 from launch.progress import Progress
 
+ROUTER_CONFIG = "shell_router.json"
+"""The shell router's configuration, in the folder of the logs."""
 POLL_S = 1.0
 """Between two looks at a process that starts. A worker's `/health` generates a token: do not ask it often."""
 WATCH_S = 0.5
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL. Workers keep nothing that would need a longer farewell."""
+DRAIN_GRACE_S = 5.0
+"""For the shell router to cancel what still runs when its time to drain is over, and to end."""
 
 
 class ClusterError(Exception):
@@ -64,7 +68,7 @@ class Cluster:
 
     @property
     def router_urls(self) -> dict[str, str]:
-        """URL of the sglang-router of each model."""
+        """URL of the sglang-router of each model that has workers."""
         return {model.name: model.router.url for model in self._planned.models}
 
     def __enter__(self) -> Self:
@@ -84,10 +88,22 @@ class Cluster:
         self.stop()
 
     def stop(self) -> None:
-        """End all processes and forget the cluster. Does nothing when that has been done."""
-        children, self._children = self._children, []
+        """End all processes and forget the cluster. Does nothing when that has been done.
+
+        The shell router may drain first, while the workers still serve it. What interrupts the wait for that, such as
+        a second Ctrl-C, kills all at once.
+        """
+        left, self._children = self._children, []
         try:
-            process.stop(children, GRACE_S)
+            # Without one of the others, runs cannot end well.
+            if all(child.exit_code is None for child in left):
+                router = [child for child in left if child.name == self._shell_router_name]
+                process.stop(router, self.config.shell_router.limits.drain_s + DRAIN_GRACE_S)
+                left = [child for child in left if child not in router]
+            process.stop(left, GRACE_S)
+        except KeyboardInterrupt:
+            process.stop(left, 0.0)
+            raise
         finally:
             if self._state is not None:
                 self._state = None
@@ -133,15 +149,19 @@ class Cluster:
                 raise ClusterError(str(error)) from error
 
     @property
+    def _shell_router_name(self) -> str | None:
+        return None if self._plan is None else self._plan.shell_router.command.name
+
+    @property
     def _planned(self) -> Plan:
         assert self._plan is not None, "the cluster has not been started"
         return self._plan
 
     def _start(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
-        config_file = self.run_dir / "shell_router.json"
+        config_file = self.run_dir / ROUTER_CONFIG
         reserved = {port for _, port in self.config.fixed_ports()}
-        plan = command.plan(self.config, self._model_paths(), PortChooser(reserved), config_file)
+        plan = command.plan(self.config, self._paths(), PortChooser(reserved), config_file)
         config_file.write_bytes(msgspec.json.format(msgspec.json.encode(plan.router_config), indent=2))
         self._plan = plan
 
@@ -156,20 +176,21 @@ class Cluster:
                 self._bring_up(stage, deadline, progress)
         self._record(plan.shell_router.url)
 
-    def _model_paths(self) -> dict[str, str]:
-        """Resolved path of each model, built where it must be."""
-        paths = {}
-        missing = [model.name for model in self.config.models if checkpoint.must_build(model.path)]
+    def _paths(self) -> dict[str, str]:
+        """What each path of a model is resolved to, built where it must be."""
+        resolved = {}
+        wanted = {path: place for place, path in self.config.paths()}
+        missing = [path for path in wanted if checkpoint.must_build(path)]
         with Progress("building checkpoints", len(missing), shown=self._progress and bool(missing)) as progress:
-            for model in self.config.models:
-                progress.waiting([model.path])
+            for path, place in wanted.items():
+                progress.waiting([path])
                 try:
-                    paths[model.name] = checkpoint.resolve(model.path)
+                    resolved[path] = checkpoint.resolve(path)
                 except checkpoint.CheckpointError as error:
-                    raise ClusterError(f"model {model.name}: {error}") from error
-                if model.name in missing:
-                    progress.done(model.path)
-        return paths
+                    raise ClusterError(f"{place}: {error}") from error
+                if path in missing:
+                    progress.done(path)
+        return resolved
 
     def _bring_up(self, starts: list[_Start], deadline: float, progress: Progress) -> None:
         """Start all of `starts` side by side and wait for each to be ready."""

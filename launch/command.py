@@ -1,8 +1,8 @@
 """From a cluster configuration to the command line of each process. Nothing here touches the machine.
 
 plan(config, ...) -> Plan
- +- ModelPlan       one per model
- |   +- Worker      each prefill and decode worker
+ +- ModelPlan       one per model that has workers
+ |   +- Worker      each of them
  |   '- Service     the sglang-router in front of them
  '- Service         the shell router, which reads `Plan.router_config` from a file
 """
@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from launch.config import ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig
 from shell_router.config import ModelConfig as RoutedModel
 from shell_router.config import PairConfig, RouterConfig
 
-Role = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "regular"]
 
 LOCALHOST = "127.0.0.1"
 REQUEST_LIMIT_S = 86_400
@@ -71,7 +73,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All processes of a cluster."""
+    """All processes of a cluster. `models` are those that some of them serve."""
 
     models: tuple[ModelPlan, ...]
     shell_router: Service
@@ -84,36 +86,33 @@ class Plan:
 
 def plan(
     config: ClusterConfig,
-    model_paths: Mapping[str, str],
+    paths: Mapping[str, str],
     choose_port: Callable[[], int],
     router_config_path: Path,
 ) -> Plan:
     """Plan the processes of `config`.
 
-    `model_paths` has the resolved path of each model by its name; `choose_port` is called for each port that the
+    `paths` has what each of `config.paths()` is resolved to; `choose_port` is called for each port that the
     configuration leaves open; the shell router will be told to read `router_config_path`.
     """
-    models = tuple(_model_plan(model, model_paths[model.name], choose_port) for model in config.models)
-    port = config.shell_router.port or choose_port()
+    models = tuple(
+        _model_plan(model, paths[model.path], choose_port) for model in config.models if model.openai is None
+    )
+    planned = {model.name: model for model in models}
+    asked = config.shell_router
+    port = asked.port or choose_port()
+    embedding = asked.embedding
     router_config = RouterConfig(
-        host=config.shell_router.host,
+        host=asked.host,
         port=port,
-        models=tuple(
-            RoutedModel(
-                name=model.name,
-                tokenizer=model_paths[model.name],
-                router_url=planned.router.url,
-                pairs=_pairs(planned.workers),
-                context_length=model.context_length,
-                page_size=model.page_size,
-            )
-            for model, planned in zip(config.models, models, strict=True)
-        ),
-        trees=config.shell_router.trees,
-        limits=config.shell_router.limits,
+        models=tuple(_routed(model, paths[model.path], planned.get(model.name)) for model in config.models),
+        trees=asked.trees,
+        limits=asked.limits,
+        embedding=embedding and msgspec.structs.replace(embedding, path=paths[embedding.path]),
+        api_key_env=asked.api_key_env,
     )
     shell_router = Service(
-        url=f"http://{_reachable(config.shell_router.host)}:{port}",
+        url=f"http://{_reachable(asked.host)}:{port}",
         command=Command(
             name="shell-router",
             argv=(sys.executable, "-m", "shell_router", "--config", str(router_config_path)),
@@ -122,16 +121,47 @@ def plan(
     return Plan(models=models, shell_router=shell_router, router_config=router_config)
 
 
+def _routed(model: ModelConfig, path: str, planned: ModelPlan | None) -> RoutedModel:
+    """What the shell router is told of `model`, whose processes are `planned` unless somebody else runs it."""
+    if planned is None:
+        assert model.openai is not None
+        return RoutedModel(
+            name=model.name,
+            tokenizer=path,
+            backend="openai",
+            router_url=model.openai.url,
+            served_name=model.openai.served_name,
+            upstream_key_env=model.openai.key_env,
+            context_length=model.context_length,
+            page_size=model.page_size,
+        )
+    return RoutedModel(
+        name=model.name,
+        tokenizer=path,
+        router_url=planned.router.url,
+        pairs=_pairs(planned.workers),
+        workers=tuple(worker.url for worker in planned.workers if worker.role == "regular"),
+        context_length=model.context_length,
+        page_size=model.page_size,
+    )
+
+
 def _model_plan(model: ModelConfig, path: str, choose_port: Callable[[], int]) -> ModelPlan:
-    prefill = [_worker(model, path, "prefill", i, one, choose_port) for i, one in enumerate(model.prefill)]
-    decode = [_worker(model, path, "decode", i, one, choose_port) for i, one in enumerate(model.decode)]
-    workers = (*prefill, *decode)
+    roles: tuple[tuple[Role, tuple[DecodeConfig, ...]], ...] = (
+        ("prefill", model.prefill),
+        ("decode", model.decode),
+        ("regular", model.regular),
+    )
+    workers = tuple(
+        _worker(model, path, role, i, one, choose_port) for role, configs in roles for i, one in enumerate(configs)
+    )
     return ModelPlan(name=model.name, workers=workers, router=_sglang_router(model, workers, choose_port))
 
 
 def _worker(
     model: ModelConfig, path: str, role: Role, index: int, config: DecodeConfig, choose_port: Callable[[], int]
 ) -> Worker:
+    assert model.device is not None
     port = config.port or choose_port()
     bootstrap_port = config.bootstrap_port or choose_port() if isinstance(config, PrefillConfig) else None
     argv = [
@@ -146,12 +176,12 @@ def _worker(
         *("--dtype", model.dtype),
         *("--context-length", str(model.context_length)),
         *("--page-size", str(model.page_size)),
-        *("--disaggregation-mode", role),
-        *("--disaggregation-transfer-backend", model.transfer_backend),
         # Without it each event of a stream repeats all ids so far: quadratic in the length of an answer.
         "--incremental-streaming-output",
         "--enable-metrics",
     ]
+    if role != "regular":
+        argv += ["--disaggregation-mode", role, "--disaggregation-transfer-backend", model.transfer_backend]
     if bootstrap_port is not None:
         argv += ["--disaggregation-bootstrap-port", str(bootstrap_port)]
     if model.max_total_tokens is not None:
@@ -221,7 +251,7 @@ def _worker_env(model: ModelConfig, config: DecodeConfig) -> dict[str, str]:
 def _sglang_router(model: ModelConfig, workers: tuple[Worker, ...], choose_port: Callable[[], int]) -> Service:
     port = model.router.port or choose_port()
     argv = [
-        *(sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation"),
+        *(sys.executable, "-m", "sglang_router.launch_router"),
         *("--host", LOCALHOST, "--port", str(port)),
         # Its metrics port is fixed by default, so that two routers on a machine would clash.
         *("--prometheus-host", LOCALHOST, "--prometheus-port", str(choose_port())),
@@ -231,10 +261,14 @@ def _sglang_router(model: ModelConfig, workers: tuple[Worker, ...], choose_port:
         # A retry after a timeout or a cancelled run would compute an answer that nobody waits for.
         "--disable-retries",
     ]
-    for worker in workers:
-        argv += [f"--{worker.role}", worker.url]
-        if worker.bootstrap_port is not None:
-            argv.append(str(worker.bootstrap_port))
+    if model.regular:
+        argv += ["--worker-urls", *(worker.url for worker in workers)]
+    else:
+        argv.append("--pd-disaggregation")
+        for worker in workers:
+            argv += [f"--{worker.role}", worker.url]
+            if worker.bootstrap_port is not None:
+                argv.append(str(worker.bootstrap_port))
     return Service(
         url=f"http://{LOCALHOST}:{port}",
         command=Command(name=f"{model.name}-sglang-router", argv=(*argv, *model.router.flags)),

@@ -16,6 +16,7 @@ from msgspec import Meta
 from sglang_ext.settings import SessionSettings
 from shell_router.config import (
     ConfigError,
+    EmbeddingConfig,
     LimitsConfig,
     Name,
     Port,
@@ -29,7 +30,7 @@ Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class DecodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One decode worker, and what every worker has."""
+    """One decode worker or regular worker, and what every worker has."""
 
     cores: tuple[Index, ...] = ()
     """CPU cores the worker is pinned to; empty leaves it to the system. On the CPU engine each worker wants its own."""
@@ -42,7 +43,7 @@ class DecodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     flags: tuple[str, ...] = ()
     """More SGLang flags, after all others."""
     sessions: SessionSettings = SessionSettings()
-    """Bounds of its incremental sessions."""
+    """Bounds of its incremental sessions; a regular worker has none."""
 
 
 class PrefillConfig(DecodeConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,14 +62,27 @@ class SglangRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """More sglang-router flags, after all others."""
 
 
+class OpenAIConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server of OpenAI's API that somebody else runs."""
+
+    url: Annotated[str, Meta(pattern=r"^https?://")]
+    """Its base URL as OpenAI's clients take it, `/v1` included."""
+    served_name: str | None = None
+    """What the model is called there; without it, as here."""
+    key_env: Annotated[str, Meta(min_length=1)] | None = None
+    """Name of the environment variable that holds the API key for it."""
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A served model and its workers. Every prefill worker may feed every decode worker."""
+    """A served model and what serves it: `prefill` and `decode` workers, each prefill worker for every decode worker;
+    or `regular` workers, which do both; or `openai`, for which nothing is started."""
 
     name: Name
     """The name trees refer to."""
     path: Annotated[str, Meta(min_length=1)]
-    """`builtin:<name>`, a checkpoint directory, or a hub id."""
-    device: Literal["cpu", "cuda"]
+    """`builtin:<name>`, a checkpoint directory, or a hub id. With `openai` no weights are needed."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Of the workers."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     context_length: PositiveInt = 4096
     """Prompt and answer together may not be longer, tokens."""
@@ -84,9 +98,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether a worker prepares a batch while another runs. Without it on GPUs only: on CPU both want one core."""
     flags: tuple[str, ...] = ()
     """More SGLang flags for all workers of this model."""
-    prefill: Annotated[tuple[PrefillConfig, ...], Meta(min_length=1)]
-    decode: Annotated[tuple[DecodeConfig, ...], Meta(min_length=1)]
+    prefill: tuple[PrefillConfig, ...] = ()
+    decode: tuple[DecodeConfig, ...] = ()
+    regular: tuple[DecodeConfig, ...] = ()
     router: SglangRouterConfig = SglangRouterConfig()
+    openai: OpenAIConfig | None = None
 
 
 class ShellRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,6 +115,10 @@ class ShellRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     trees: tuple[str, ...]
     """Tree files it serves, relative to the file that names them."""
     limits: LimitsConfig = LimitsConfig()
+    embedding: EmbeddingConfig | None = None
+    """The model that early exit by likeness compares answers with; `path` as that of a model."""
+    api_key_env: Annotated[str, Meta(min_length=1)] | None = None
+    """Name of the environment variable that holds the API key clients must send; without one the API is open."""
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,6 +149,23 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 yield f"$.models[{m}].prefill[{p}]", model, prefill
             for d, decode in enumerate(model.decode):
                 yield f"$.models[{m}].decode[{d}]", model, decode
+            for r, regular in enumerate(model.regular):
+                yield f"$.models[{m}].regular[{r}]", model, regular
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """JSON path and text of each path of a model."""
+        for m, model in enumerate(self.models):
+            yield f"$.models[{m}].path", model.path
+        if self.shell_router.embedding is not None:
+            yield "$.shell_router.embedding.path", self.shell_router.embedding.path
+
+    def key_variables(self) -> Iterator[tuple[str, str]]:
+        """JSON path and name of each environment variable that must hold an API key."""
+        for m, model in enumerate(self.models):
+            if model.openai is not None and model.openai.key_env is not None:
+                yield f"$.models[{m}].openai.key_env", model.openai.key_env
+        if self.shell_router.api_key_env is not None:
+            yield "$.shell_router.api_key_env", self.shell_router.api_key_env
 
     def _ports(self) -> Iterator[tuple[str, int]]:
         for path, _, worker in self.workers():
@@ -146,6 +183,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             if model.name in names:
                 yield f"Model name {model.name!r} is used twice - at `$.models[{m}].name`"
             names.add(model.name)
+            yield from _ways_to_serve(f"$.models[{m}]", model)
         for path, model, worker in self.workers():
             if model.device == "cpu" and worker.gpus:
                 yield f"A worker on device `cpu` takes no GPUs - at `{path}.gpus`"
@@ -160,6 +198,27 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             if port in owners:
                 yield f"Port {port} is already taken by `{owners[port]}` - at `{path}`"
             owners[port] = path
+
+
+def _ways_to_serve(path: str, model: ModelConfig) -> Iterator[str]:
+    """What keeps `model`, at the JSON path `path`, from being served in exactly one way."""
+    if model.openai is not None:
+        for field in ("prefill", "decode", "regular"):
+            if getattr(model, field):
+                yield f"A model with `openai` has no workers - at `{path}.{field}`"
+        return
+    if model.regular:
+        for field in ("prefill", "decode"):
+            if getattr(model, field):
+                yield f"A model with `regular` workers has no others - at `{path}.{field}`"
+    elif not model.prefill and not model.decode:
+        yield f"A model needs `prefill` and `decode` workers, or `regular` workers, or `openai` - at `{path}`"
+    else:
+        for field, other in (("prefill", "decode"), ("decode", "prefill")):
+            if not getattr(model, field):
+                yield f"`{other}` workers need at least one `{field}` worker - at `{path}.{field}`"
+    if model.device is None:
+        yield f"Workers need a device - at `{path}.device`"
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -178,6 +237,7 @@ __all__ = [
     "ConfigError",
     "DecodeConfig",
     "ModelConfig",
+    "OpenAIConfig",
     "PrefillConfig",
     "SglangRouterConfig",
     "ShellRouterConfig",

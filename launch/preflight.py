@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -41,12 +42,13 @@ def check(config: ClusterConfig) -> None:
 
 def find_problems(config: ClusterConfig) -> Iterator[str]:
     yield from _system()
-    yield from _packages()
+    yield from _packages(config)
     yield from _processors(config)
     yield from _ports(config)
     yield from _space(config)
     yield from _models(config)
     yield from _trees(config)
+    yield from _keys(config)
 
 
 def _system() -> Iterator[str]:
@@ -57,16 +59,20 @@ def _system() -> Iterator[str]:
         yield f"Python {'.'.join(map(str, MIN_PYTHON))} or newer is needed; this is {found}"
 
 
-def _packages() -> Iterator[str]:
-    """The engine's packages in the versions that the `gpu` extra pins. Metadata only: an import takes seconds."""
+def _packages(config: ClusterConfig) -> Iterator[str]:
+    """Our own packages, and those of workers in the versions that the `gpu` extra pins.
+
+    Metadata only: an import takes seconds.
+    """
+    engine = "gpu" if any(config.workers()) else ""
     try:
         requirements = importlib.metadata.requires("graft-moa") or []
     except importlib.metadata.PackageNotFoundError:
         yield "graft-moa is not installed, so SGLang cannot find its plugin; run `make setup` or `pip install -e .`"
         return
-    for text in (*requirements, "torch"):
+    for text in (*requirements, *(["torch"] if engine else [])):
         requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": "gpu"}):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": engine}):
             continue
         try:
             version = importlib.metadata.version(requirement.name)
@@ -119,11 +125,26 @@ def _space(config: ClusterConfig) -> Iterator[str]:
 
 
 def _models(config: ClusterConfig) -> Iterator[str]:
-    for m, model in enumerate(config.models):
+    for place, path in config.paths():
         try:
-            checkpoint.check(model.path)
+            checkpoint.check(path)
         except checkpoint.CheckpointError as error:
-            yield f"$.models[{m}].path: {error}"
+            yield f"{place}: {error}"
+    if config.shell_router.embedding is not None and not _installed("sentence_transformers"):
+        yield (
+            "$.shell_router.embedding: the package sentence-transformers is not installed; "
+            "`pip install 'graft-moa[early-exit]'` installs it"
+        )
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _keys(config: ClusterConfig) -> Iterator[str]:
+    for place, variable in config.key_variables():
+        if not os.environ.get(variable, "").strip():
+            yield f"{place}: the environment variable {variable} is not set, or empty"
 
 
 def _trees(config: ClusterConfig) -> Iterator[str]:

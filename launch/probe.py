@@ -9,7 +9,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from launch.command import Role
 from sglang_ext import protocol
+
+_ROLES: dict[str, Role] = {"prefill": "prefill", "decode": "decode", "unified": "regular"}
+"""Our word for what a worker calls itself."""
 
 
 class ProbeError(Exception):
@@ -46,7 +50,7 @@ def answers_ok(url: str, timeout_s: float = 5.0) -> bool:
     return reply is not None and reply.status == 200
 
 
-def worker_status(url: str, role: str) -> protocol.Status | None:
+def worker_status(url: str, role: Role) -> protocol.Status | None:
     """The extension's status of the worker at `url`; None while its HTTP server is not up.
 
     Raises `ProbeError` when the worker runs without the extension, lacks a hook or has another role.
@@ -65,8 +69,9 @@ def worker_status(url: str, role: str) -> protocol.Status | None:
         raise ProbeError(f"the worker at {url} runs another version of Graft's extension: {error}") from error
     if status.missing():
         raise ProbeError(f"the worker at {url} runs without hooks on {', '.join(status.missing())}")
-    if status.role != role:
-        raise ProbeError(f"the worker at {url} is a {status.role} worker, not a {role} worker")
+    found = _ROLES[status.role]
+    if found != role:
+        raise ProbeError(f"the worker at {url} is a {found} worker, not a {role} worker")
     return status
 
 

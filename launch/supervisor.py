@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TextIO
 
 from launch import process, state
-from launch.cluster import GRACE_S, ClusterError
+from launch.cluster import GRACE_S, ROUTER_CONFIG, ClusterError
 from launch.state import ClusterState, ProcessId
+from shell_router.config import ConfigError, RouterConfig, load_json
 
 _POLL_S = 0.2
 _STOP_S = 60.0
-"""How long a launcher may take to stop its cluster before it is stopped over its head."""
+"""How long a launcher may take to stop its cluster, besides the shell router's time to drain, before that is done over
+its head."""
 
 
 def detach(cfg: Path, name: str, run_dir: Path, messages: TextIO) -> ClusterState:
@@ -57,7 +59,7 @@ def take_down(cluster: ClusterState) -> None:
     """Stop all processes of `cluster`, and wait for their end, whether or not its launcher still lives."""
     if cluster.running():
         _signal(cluster.launcher, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_S
+        deadline = time.monotonic() + _STOP_S + _drain_s(cluster)
         while cluster.running() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         if cluster.running():
@@ -65,6 +67,15 @@ def take_down(cluster: ClusterState) -> None:
     left = (state.read(cluster.name) or cluster).leftovers()
     process.stop_groups([one.id.pid for one in left], GRACE_S)
     state.remove(cluster.name)
+
+
+def _drain_s(cluster: ClusterState) -> float:
+    """How long the cluster's shell router lets runs go on."""
+    try:
+        return load_json(Path(cluster.run_dir) / ROUTER_CONFIG, RouterConfig).limits.drain_s
+    except ConfigError:
+        # It has not been started yet.
+        return 0.0
 
 
 def _signal(target: ProcessId, number: signal.Signals) -> None:

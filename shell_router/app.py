@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
 from aiohttp import web
 
-from shell_router.admission import Admission
+from shell_router.assess.client import open_assessor
 from shell_router.auth import Guard, load_guard
-from shell_router.config import RouterConfig
+from shell_router.config import ModelConfig, RouterConfig
+from shell_router.core.tree import Tree
 from shell_router.errors import BodyTooLarge, RequestError, RouterError
 from shell_router.handlers import health, metrics, openai, runs
-from shell_router.handlers.keys import METRICS, SERVICE
+from shell_router.handlers.keys import CLIENT_STALL_S, DEFAULT_CLIENT_STALL_S, METRICS, SERVICE
 from shell_router.metrics import Metrics
 from shell_router.service import Service, load_trees
 from shell_router.tokenizer import HubTokenizer
-from shell_router.transport.http import HttpEngine
+from shell_router.transport.capabilities import describe, probe
+from shell_router.transport.engines import Engines
 from shell_router.transport.incremental import IncrementalSessions, SessionCounts
 from shell_router.transport.resend import ResendSessions
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_app(
-    service: Service, *, body_bytes: int, guard: Guard | None = None, sessions: SessionCounts | None = None
+    service: Service,
+    *,
+    body_bytes: int,
+    client_stall_s: float = DEFAULT_CLIENT_STALL_S,
+    guard: Guard | None = None,
+    sessions: SessionCounts | None = None,
 ) -> web.Application:
     """The application around `service`; bodies larger than `body_bytes` are refused, and what `guard` refuses.
 
-    `sessions` is for the metrics.
+    A client that takes nothing of an answer for `client_stall_s` is let go. `sessions` is for the metrics.
     """
     middlewares = [_tell_errors] if guard is None else [_tell_errors, guard.middleware]
     app = web.Application(middlewares=middlewares, client_max_size=body_bytes)
     app[SERVICE] = service
+    app[CLIENT_STALL_S] = client_stall_s
     app[METRICS] = Metrics(running=lambda: service.running, queued=lambda: service.admission.line.waiting)
     if sessions is not None:
         app[METRICS].watch_sessions(sessions)
@@ -46,6 +57,7 @@ def build_app(
             web.get("/v1/models", openai.list_models),
             web.post("/v1/chat/completions", openai.Chat().handle),
             web.post("/v1/completions", openai.Completion().handle),
+            web.get("/v1/runs", runs.list_runs),
             web.get("/v1/runs/{id}", runs.get_run),
             web.delete("/v1/runs/{id}", runs.delete_run),
             web.get("/v1/runs/{id}/events", runs.get_events),
@@ -62,22 +74,48 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
     guard = load_guard(config)
     trees = load_trees(config)
     models = {model.name: model for model in config.models}
-    # Models often share a tokenizer; it is loaded once.
-    loaded = {path: HubTokenizer(path) for path in {model.tokenizer for model in config.models}}
+    tokenizers = _tokenizers(models, trees)
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, read_bufsize=2**20) as client:
-        engine = HttpEngine(models, config.limits, client)
+    async with (
+        aiohttp.ClientSession(connector=connector, read_bufsize=2**20) as client,
+        open_assessor(config.embedding) as assessor,
+    ):
+        capabilities = await probe(config.models, client, config.limits)
+        for model in config.models:
+            if told := describe(model, capabilities[model.name]):
+                logger.warning("%s", told)
+        engine = Engines(models, capabilities, config.limits, client)
         incremental = IncrementalSessions(models, config.limits, client, engine)
         service = Service(
             trees=trees,
             models=models,
-            tokenizers={name: loaded[model.tokenizer] for name, model in models.items()},
+            tokenizers=tokenizers,
+            capabilities=capabilities,
             engine=engine,
             sessions={"incremental": incremental, "resend": ResendSessions(engine)},
-            finished_runs=config.limits.finished_runs,
-            admission=Admission(running=config.limits.concurrent_runs, waiting=config.limits.queued_runs),
+            assessor=assessor,
+            compares=config.embedding is not None,
+            limits=config.limits,
         )
-        yield build_app(service, body_bytes=config.limits.body_bytes, guard=guard, sessions=incremental.counts)
+        yield build_app(
+            service,
+            body_bytes=config.limits.body_bytes,
+            client_stall_s=config.limits.client_stall_s,
+            guard=guard,
+            sessions=incremental.counts,
+        )
+
+
+def _tokenizers(models: Mapping[str, ModelConfig], trees: Sequence[Tree]) -> dict[str, HubTokenizer]:
+    """The tokenizer of each model. Models often share one; it is loaded once."""
+    loaded = {path: HubTokenizer(path) for path in {model.tokenizer for model in models.values()}}
+    tokenizers = {name: loaded[model.tokenizer] for name, model in models.items()}
+    for tree in trees:
+        if len({tokenizers[model].fingerprint for model in tree.models}) > 1:
+            for model in tree.models:
+                # Now, since it takes its time: the first run would stand still for it.
+                _ = tokenizers[model].vocabulary
+    return tokenizers
 
 
 async def _end_runs(app: web.Application) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -38,13 +38,29 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The name trees refer to."""
     tokenizer: str
     """Directory or hub id that holds `tokenizer.json` and the chat template."""
+    backend: Literal["sglang", "openai"] = "sglang"
+    """What answers: SGLang behind sglang-router, or any server with OpenAI's `/completions`."""
     router_url: str
-    """Base URL of the sglang-router in front of this model's pairs."""
-    pairs: tuple[PairConfig, ...]
+    """Base URL of the sglang-router in front of this model's workers. With backend `openai`: of the server, as OpenAI's
+    clients take it, `/v1` included."""
+    pairs: tuple[PairConfig, ...] = ()
+    workers: tuple[str, ...] = ()
+    """Base URLs of workers that both prefill and decode."""
+    served_name: str | None = None
+    """The model's name on an `openai` server; without it, `name`."""
+    upstream_key_env: Annotated[str, Meta(min_length=1)] | None = None
+    """Name of the environment variable that holds the API key of an `openai` server."""
     context_length: PositiveInt
     """Prompt and answer together may not be longer, tokens."""
     page_size: PositiveInt = 16
     """Tokens of a KV page on the workers; appended chunks are whole pages."""
+
+    def __post_init__(self) -> None:
+        if self.backend == "openai":
+            if self.pairs or self.workers:
+                raise ValueError("a model with backend `openai` has neither `pairs` nor `workers`")
+        elif self.served_name is not None or self.upstream_key_env is not None:
+            raise ValueError("`served_name` and `upstream_key_env` are for backend `openai`")
 
 
 class EmbeddingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,12 +89,18 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Largest request body."""
     finished_runs: PositiveInt = 256
     """Finished run records kept in memory, the oldest are dropped first."""
+    deadline_s: PositiveFloat | None = None
+    """Longest time a run may take, whatever its tree or its request allows."""
     drain_s: NonNegativeFloat = 30.0
     """On SIGTERM or SIGINT, how long runs may go on before they are cancelled. A second signal cancels them at once."""
     connect_timeout_s: PositiveFloat = 10.0
     """For a connection to a worker or sglang-router."""
     idle_timeout_s: PositiveFloat = 600.0
     """Longest silence of a streaming request to an engine."""
+    client_stall_s: PositiveFloat = 60.0
+    """Longest time a client may take nothing of an answer that streams to it; then its run is cancelled."""
+    request_timeout_s: PositiveFloat | None = None
+    """Longest one request to an engine may take; without it, only a run's own deadline bounds it."""
 
 
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

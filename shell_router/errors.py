@@ -10,8 +10,11 @@ RouterError                    something a client is told, in OpenAI's error for
 ├── TooManyRuns                429, `too_many_runs`; `Retry-After` says when to come back
 ├── ShuttingDown               503, `shutting_down`; another router, or this one once it is back
 ├── EngineError                a worker or sglang-router failed (502; a retry may help)
-│   └── EngineUnreachable      no connection (503)
+│   ├── EngineUnreachable      no connection (503)
+│   ├── EngineSilent           nothing came for `idle_timeout_s` (504)
+│   └── EngineTooSlow          it did not end within `request_timeout_s` (504)
 └── RunFailed                  an agent of a run failed (502); names the agent
+    └── DeadlineExceeded       504, `deadline_exceeded`
 """
 
 from __future__ import annotations
@@ -118,6 +121,8 @@ class EngineError(RouterError):
 
     status = 502
     kind = "engine_error"
+    refused = False
+    """Whether the request itself is what the engine does not take: asking again is of no use."""
 
 
 class EngineUnreachable(EngineError):
@@ -126,8 +131,27 @@ class EngineUnreachable(EngineError):
     status = 503
 
 
+class EngineSilent(EngineError):
+    """A worker or sglang-router was reached and then sent nothing for too long."""
+
+    status = 504
+
+
+class EngineTooSlow(EngineError):
+    """A request to a worker or sglang-router took longer than it may."""
+
+    status = 504
+
+
 class RunFailed(RouterError):
     """A run did not end well; the message names the agent and the cause."""
 
     status = 502
     kind = "run_failed"
+
+
+class DeadlineExceeded(RunFailed):
+    """The deadline of a run passed before its answer was there."""
+
+    status = 504
+    code = "deadline_exceeded"

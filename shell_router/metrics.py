@@ -11,12 +11,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from shell_router.record import AgentRecord, Fallback, RunRecord
+from shell_router.record import AgentRecord, CheckRecord, Fallback, RunRecord
 from shell_router.transport.incremental import SessionCounts
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+_SECONDS_A_CHECK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SECONDS_A_TOKEN = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
 
 
@@ -28,10 +29,12 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._runs = self._counter("graft_runs_total", "Runs that have ended, by outcome.", "tree", "mode", "outcome")
         self._run = self._histogram("graft_run_seconds", "A run that is done, from its start to the end of the answer.")
-        self._ttft = self._histogram("graft_ttft_seconds", "From a run's start to the first token of its root.")
+        self._ttft = self._histogram("graft_ttft_seconds", "From a run's start to the first token of its answer.")
         self._queue = self._histogram("graft_queue_seconds", "Wait for a place, before a run's start.")
         self._tpot = self._histogram(
-            "graft_tpot_seconds", "Time per token of the root after its first, of runs that are done.", _SECONDS_A_TOKEN
+            "graft_tpot_seconds",
+            "Time per token of the root after its first, of runs that are done. A stand-in's answer comes at once.",
+            _SECONDS_A_TOKEN,
         )
         self._tokens = self._counter(
             "graft_agent_tokens_total",
@@ -45,6 +48,73 @@ class Metrics:
         )
         self._appended_tokens = self._counter("graft_appended_tokens_total", "Prompt tokens sent in appends.")
         self._appends = self._counter("graft_appends_total", "Appends to prompts that were still being written.")
+        self._hidden_tokens = self._counter(
+            "graft_hidden_prefill_tokens_total",
+            "Prompt tokens whose append had answered before the last precursor ended, without those taken back.",
+        )
+        self._taken_back = self._counter(
+            "graft_taken_back_tokens_total", "Tokens sent in appends that turned out not to belong to the prompt."
+        )
+        self._held_back = self._counter(
+            "graft_held_back_tokens_total",
+            "Tokens of answers that are tokenized again and could be used only when these had ended.",
+        )
+        self._retokenized = self._counter(
+            "graft_retokenized_prompts_total", "Prompts sent that hold answers which were tokenized again."
+        )
+        self._exits = self._counter(
+            "graft_early_exits_total",
+            "Checks that made agents needless, by the run's mode and that of its exit policy.",
+            "tree",
+            "mode",
+            "exit_mode",
+        )
+        self._checks = self._counter(
+            "graft_exit_checks_total",
+            "Checks of a cluster's answers: `exit` made agents needless, `no_exit` did not or came too late, `error` "
+            "has no verdict, and at `unanswered` the run was over first.",
+            "tree",
+            "outcome",
+        )
+        self._check = self._histogram(
+            "graft_exit_check_seconds", "A check of a cluster's answers, until it had answered.", _SECONDS_A_CHECK
+        )
+        self._saved = self._counter(
+            "graft_tokens_saved_total",
+            "Tokens that cancelled and skipped answers might have had and were not generated, by the run's outcome: "
+            "what `done` has is what early exits saved.",
+            "tree",
+            "outcome",
+        )
+        self._freed = self._counter(
+            "graft_kv_freed_tokens_total",
+            "Tokens whose KV was given back because an agent was cancelled, by the run's outcome.",
+            "tree",
+            "outcome",
+        )
+        self._agents = self._counter(
+            "graft_agents_total", "Agents of runs that have ended; `skipped` were never asked.", "model", "state"
+        )
+        self._retries = self._counter(
+            "graft_answer_retries_total", "How often an answer was asked for again, because a request failed.", "model"
+        )
+        self._resumes = self._counter(
+            "graft_answers_resumed_total", "Answers that broke off and were gone on with where they were.", "model"
+        )
+        self._resumed_tokens = self._counter(
+            "graft_resumed_tokens_total", "Tokens that these answers had when they were last gone on with.", "model"
+        )
+        self._degraded = self._counter(
+            "graft_runs_degraded_total", "Runs that are done although an agent failed.", "tree", "mode"
+        )
+        self._stood_in = self._counter(
+            "graft_runs_stood_in_total",
+            "Runs answered by another agent than the root: `bypass` because the answers it would have read agreed, "
+            "`fallback` because it failed or the deadline had come.",
+            "tree",
+            "mode",
+            "reason",
+        )
         self._gauge("graft_runs_running", "Runs that execute.", running)
         self._gauge("graft_runs_queued", "Runs that wait for a place.", queued)
 
@@ -57,9 +127,23 @@ class Metrics:
             self._ttft.labels(tree, mode).observe(record.ttft_s)
         if record.duration_s is not None:
             self._run.labels(tree, mode).observe(record.duration_s)
-            tpot = _seconds_per_token(_root(record))
-            if tpot is not None:
+            root = _root(record)
+            if record.answered_by != root.id:
+                bypassed = any(root.id in check.cancelled for check in record.checks)
+                self._stood_in.labels(tree, mode, "bypass" if bypassed else "fallback").inc()
+            elif (tpot := _seconds_per_token(root)) is not None:
                 self._tpot.labels(tree, mode).observe(tpot)
+        if record.degraded:
+            self._degraded.labels(tree, mode).inc()
+        for check in record.checks:
+            outcome = _outcome(check)
+            self._checks.labels(tree, outcome).inc()
+            if check.answered_s is not None:
+                self._check.labels(tree, mode).observe(check.answered_s - check.asked_s)
+            if outcome == "exit":
+                self._exits.labels(tree, mode, record.early_exit.mode).inc()
+        self._saved.labels(tree, record.state).inc(record.tokens_saved)
+        self._freed.labels(tree, record.state).inc(record.kv_freed_tokens)
         for agent in record.agents:
             self._observe_agent(agent)
 
@@ -72,7 +156,16 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _observe_agent(self, agent: AgentRecord) -> None:
+        self._agents.labels(agent.model, agent.state).inc()
+        self._retries.labels(agent.model).inc(max(0, agent.attempts - 1))
+        self._resumes.labels(agent.model).inc(agent.resumed_tokens > 0)
+        self._resumed_tokens.labels(agent.model).inc(agent.resumed_tokens)
+        self._hidden_tokens.inc(agent.hidden_prefill_tokens)
+        self._taken_back.inc(agent.taken_back_tokens)
         if agent.committed_s is not None:
+            self._held_back.inc(agent.held_back_tokens)
+            # The end of an answer may always change, so that something of each is held back.
+            self._retokenized.inc(agent.held_back_tokens > 0)
             self._tokens.labels("prompt").inc(agent.prompt_tokens)
             self._tokens.labels("cached").inc(agent.cached_tokens)
             self._tokens.labels("completion").inc(agent.output_tokens)
@@ -120,6 +213,14 @@ class _Sessions(Collector):
 def _root(record: RunRecord) -> AgentRecord:
     read = {precursor for agent in record.agents for precursor in agent.precursors}
     return next(agent for agent in record.agents if agent.id not in read)
+
+
+def _outcome(check: CheckRecord) -> str:
+    if check.error is not None:
+        return "error"
+    if check.verdict is None:
+        return "unanswered"
+    return "exit" if check.cancelled else "no_exit"
 
 
 def _seconds_per_token(agent: AgentRecord) -> float | None:

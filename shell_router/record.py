@@ -6,18 +6,23 @@ from typing import Literal
 
 import msgspec
 
+from shell_router.core.early_exit import ExitPolicy, Verdict
+from shell_router.core.tree import FailurePolicy
+
 Mode = Literal["blocking", "spliced"]
 Transport = Literal["incremental", "resend"]
 """How a prompt that is still being written reaches the engine: over sessions of incremental prefill, or as a plain
 request for each append."""
 ServedBy = Literal["incremental", "resend", "plain"]
 """The transport that carried a prompt; `plain` is one request with all of it."""
-Fallback = Literal["not_offered", "refused", "lost", "broken"]
+Fallback = Literal["not_offered", "refused", "lost", "broken", "rewritten"]
 """Why a prompt did not go the way it was meant to. `not_offered`: no pair of the model has incremental prefill, so it
 was resent. The others ended in a plain request. `refused`: a worker would not open the session. `lost`: a worker had
-dropped it, or would not go on. `broken`: a connection or an answer broke, before the first token."""
+dropped it, or would not go on. `broken`: a connection or an answer broke. `rewritten`: an answer that had been sent was
+cancelled, and so is no part of the prompt."""
 RunState = Literal["running", "done", "failed", "cancelled"]
-AgentState = Literal["waiting", "streaming", "done", "cancelled", "failed"]
+AgentState = Literal["waiting", "streaming", "done", "cancelled", "skipped", "failed"]
+"""`cancelled`: stopped on the engine. `skipped`: never asked for an answer."""
 
 
 class ChunkRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,13 +44,22 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers the clusters of a run from 0; agents of one cluster feed the same successors."""
     precursors: tuple[str, ...]
     """In the order of the template."""
+    stage: int = 0
     slot_order: tuple[str, ...]
-    """Precursors in the order of the slots they fill, as far as the prompt has come."""
+    """Precursors in the order of the slots they fill, as far as the prompt has come. Those left out have no answer."""
+    bound_s: tuple[float, ...] = ()
+    """When each of these was bound to its slot: from then on its answer is spliced."""
     state: AgentState
+    error: str | None = None
+    """Why it failed."""
     finish_reason: str | None
     """`stop`, `length` or `abort`, as SGLang says it."""
     attempts: int
-    """How often the answer was asked for: 2 when a first request failed before any token came."""
+    """How often the answer was asked for: more than once when a request failed."""
+    resumed_tokens: int = 0
+    """Where the answer broke off and was gone on with, tokens: the last time, if more than once. 0: nowhere."""
+    confidence: float | None = None
+    """exp of the mean log-probability of the answer's tokens so far; None where the engine gives none."""
     served_by: ServedBy
     fallback: Fallback | None
     prompt_tokens: int
@@ -53,7 +67,7 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     """Prompt tokens whose KV the engine already had when the answer's request came."""
     ready_s: float | None
-    """When the last precursor ended; 0 for proposers."""
+    """When the last precursor ended; for proposers 0, or when their stage was opened."""
     committed_s: float | None
     """When the request that decodes the answer was sent."""
     first_token_s: float | None
@@ -65,7 +79,16 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     exposed_prefill_s: float | None
     """From the end of the last precursor (proposers: the run's start) to the first token: what a user waits for."""
     hidden_prefill_tokens: int
-    """Prompt tokens whose append had answered before the last precursor ended."""
+    """Prompt tokens whose append had answered before the last precursor ended, without those taken back."""
+    taken_back_tokens: int = 0
+    """Tokens sent in appends that turned out not to belong to the prompt."""
+    held_back_tokens: int = 0
+    """Tokens of precursors' answers that could be used only when these had ended: they are tokenized again, and what
+    comes last may change."""
+    tokens_saved: int = 0
+    """Of a cancelled or skipped answer: tokens that it might have had and were not generated."""
+    kv_freed_tokens: int = 0
+    """Of a cancelled answer: tokens whose KV its cancellation gave back, prompt and answer."""
     text: str
     output_ids: tuple[int, ...]
     prompt_ids: tuple[int, ...]
@@ -73,11 +96,32 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of all agents together."""
+    """Tokens of all agents that were asked for an answer, also of those whose answers were cut short."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+
+
+class CheckRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One check of a cluster's answers for an early exit, with every number that the decision rests on."""
+
+    cluster: int
+    step: int
+    """How many answers there were."""
+    agents: tuple[str, ...]
+    """Whose answers, in the order in which they ended."""
+    asked_s: float
+    answered_s: float | None
+    likeness: tuple[float, ...] | None
+    """S_ij of the pairs i < j, row by row."""
+    ballots: tuple[int | None, ...] | None
+    """In mode `vote`: equal numbers are equal conclusions, None is none."""
+    verdict: Verdict | None
+    error: str | None
+    """Why there is no verdict."""
+    cancelled: tuple[str, ...]
+    """Agents that it made needless."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,10 +135,24 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time, seconds."""
     state: RunState
     error: str | None
+    answered_by: str | None = None
+    """The agent whose answer is the run's: the root, or who stood in for it."""
+    degraded: bool = False
+    """Whether an agent failed and the run went on without its answer."""
+    missing: dict[str, tuple[str, ...]] = {}
+    """For agents that had to do without answers because these failed, whose."""
+    early_exit: ExitPolicy = ExitPolicy()
+    failures: FailurePolicy = FailurePolicy()
+    checks: tuple[CheckRecord, ...] = ()
+    """In the order in which they were asked for."""
     question: str
     agents: tuple[AgentRecord, ...]
     ttft_s: float | None
-    """First token of the root."""
+    """First token of the run's answer."""
     duration_s: float | None
-    """End of the root's answer."""
+    """End of the run's answer, of a run that is done."""
     usage: Usage
+    tokens_saved: int = 0
+    """Tokens that cancelled and skipped answers might have had and were not generated."""
+    kv_freed_tokens: int = 0
+    """Tokens whose KV cancellations gave back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
@@ -11,14 +12,18 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from shell_router.assess.base import AssessError, Assessor
 from shell_router.core.events import (
     Append,
     Appended,
+    Assess,
+    Assessed,
     Cancelled,
     Commit,
     Conclude,
     Emit,
     Event,
+    Expired,
     Failed,
     Finished,
     Release,
@@ -26,9 +31,10 @@ from shell_router.core.events import (
     Started,
     Tokens,
 )
-from shell_router.core.plan import AgentState, Plan, Progress
-from shell_router.errors import EngineError, RunFailed
-from shell_router.record import AgentRecord, ChunkRecord, Mode, RunRecord, Usage
+from shell_router.core.plan import Plan
+from shell_router.core.progress import AgentState, Progress
+from shell_router.errors import DeadlineExceeded, EngineError, RunFailed
+from shell_router.record import AgentRecord, CheckRecord, ChunkRecord, Mode, RunRecord, Usage
 from shell_router.transport.base import PrefillSession
 
 logger = logging.getLogger(__name__)
@@ -38,13 +44,14 @@ T = TypeVar("T")
 # The tokens of one decode step reach the router within a few milliseconds of one another, one stream after the other.
 _SETTLE_S = 0.01
 
-_STATES: dict[AgentState, Literal["waiting", "streaming", "done", "cancelled", "failed"]] = {
+_STATES: dict[AgentState, Literal["waiting", "streaming", "done", "cancelled", "skipped", "failed"]] = {
     AgentState.WAITING: "waiting",
     AgentState.APPENDING: "waiting",
     AgentState.COMMITTED: "waiting",
     AgentState.STREAMING: "streaming",
     AgentState.DONE: "done",
     AgentState.CANCELLED: "cancelled",
+    AgentState.SKIPPED: "skipped",
     AgentState.FAILED: "failed",
 }
 
@@ -67,6 +74,7 @@ class Run:
         head: RunHead,
         plan: Plan,
         sessions: Mapping[str, PrefillSession],
+        assessor: Assessor,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`sessions` has one session for each agent; `clock` gives seconds."""
@@ -74,6 +82,8 @@ class Run:
         self.log: list[Event] = []
         self._plan = plan
         self._sessions = sessions
+        self._assessor = assessor
+        self._compared = plan.compared
         self._clock = clock
         self._began = clock()
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
@@ -83,6 +93,7 @@ class Run:
         self._settle_at: float | None = None
         self._work: dict[str, set[asyncio.Task[None]]] = {agent.id: set() for agent in plan.tree.agents}
         self._releases: set[asyncio.Task[None]] = set()
+        self._checks: set[asyncio.Task[None]] = set()
 
     async def execute(self) -> None:
         """Carry the run out. Returns when it has concluded and nothing of it is left on the engines.
@@ -100,20 +111,26 @@ class Run:
             await asyncio.shield(self._settle())
 
     async def _next_event(self) -> Event:
-        """The next event; `Settled` when the plan has wanted it for `_SETTLE_S`."""
+        """The next event; `Settled` when the plan has wanted it for `_SETTLE_S`, `Expired` at the plan's deadline."""
+        loop = asyncio.get_running_loop()
         if not self._plan.unsettled:
             self._settle_at = None
-            return await self._inbox.get()
-        loop = asyncio.get_running_loop()
-        if self._settle_at is None:
+        elif self._settle_at is None:
             self._settle_at = loop.time() + _SETTLE_S
+        deadline = self._plan.deadline
+        if self._settle_at is None and deadline is None:
+            return await self._inbox.get()
+        expires_at = math.inf if deadline is None else loop.time() + deadline - self._now()
+        settle_at = math.inf if self._settle_at is None else self._settle_at
         try:
-            async with asyncio.timeout_at(self._settle_at):
+            async with asyncio.timeout_at(min(expires_at, settle_at)):
                 return await self._inbox.get()
         except TimeoutError:
             if not self._inbox.empty():
                 # It came before the time was up, and the log is in order.
                 return self._inbox.get_nowait()
+            if deadline is not None and expires_at <= settle_at:
+                return Expired(at=max(self._now(), deadline))
             self._settle_at = None
             return Settled(at=self._now())
 
@@ -128,7 +145,8 @@ class Run:
         outcome = self._plan.outcome
         assert outcome is not None
         if outcome.state != "done":
-            raise RunFailed(f"run {self.head.id}: {outcome.error}")
+            kind = DeadlineExceeded if outcome.expired else RunFailed
+            raise kind(f"run {self.head.id}: {outcome.error}")
 
     def events(self) -> AsyncIterator[Event]:
         """The run's log from its beginning, then as it grows, until the run is over."""
@@ -150,56 +168,87 @@ class Run:
 
     @property
     def finish_reason(self) -> Literal["stop", "length"]:
-        """How the root's answer ended; only after a run that is done."""
-        finished = self._plan.progress[self._plan.tree.root.id].finished
+        """How the run's answer ended; only after a run that is done."""
+        assert self._plan.outcome is not None
+        assert self._plan.outcome.answered_by is not None
+        finished = self._plan.progress[self._plan.outcome.answered_by].finished
         assert finished is not None
         return finished.reason
 
-    def usage(self) -> Usage:
-        """Tokens of all agents that have finished."""
-        finished = [progress.finished for progress in self._plan.progress.values() if progress.finished is not None]
-        return Usage(
-            prompt_tokens=sum(event.prompt_tokens for event in finished),
-            completion_tokens=sum(event.completion_tokens for event in finished),
-            cached_tokens=sum(event.cached_tokens for event in finished),
-        )
-
     def record(self) -> RunRecord:
         """The run as it stands now."""
-        outcome = self._plan.outcome
-        root = self._plan.progress[self._plan.tree.root.id]
+        plan, outcome = self._plan, self._plan.outcome
+        agents = tuple(self._agent_record(progress) for progress in plan.progress.values())
+        asked = [agent for agent in agents if agent.committed_s is not None]
+        done = outcome is not None and outcome.state == "done"
+        ttft = plan.progress[plan.tree.root.id].first_token
         return RunRecord(
             id=self.head.id,
-            tree=self._plan.tree.name,
+            tree=plan.tree.name,
             mode=self.head.mode,
             seed=self.head.seed,
             created=self.head.created,
             state=outcome.state if outcome else "running",
             error=outcome.error if outcome else None,
+            answered_by=outcome.answered_by if outcome else None,
+            degraded=done and any(agent.state == "failed" for agent in agents),
+            missing=plan.missing,
+            early_exit=plan.exit_policy,
+            failures=plan.failures,
+            checks=tuple(
+                CheckRecord(
+                    cluster=check.cluster,
+                    step=check.step,
+                    agents=check.agents,
+                    asked_s=check.asked,
+                    answered_s=check.answered,
+                    likeness=check.likeness,
+                    ballots=check.ballots,
+                    verdict=check.verdict,
+                    error=check.error,
+                    cancelled=check.cancelled,
+                )
+                for check in plan.checks
+            ),
             question=self.head.question,
-            agents=tuple(self._agent_record(progress) for progress in self._plan.progress.values()),
-            ttft_s=root.first_token,
-            duration_s=root.ended if root.state is AgentState.DONE else None,
-            usage=self.usage(),
+            agents=agents,
+            # Who stands in for a root is read all at once, at the run's end.
+            ttft_s=plan.concluded_at if done and ttft is None else ttft,
+            duration_s=plan.concluded_at if done else None,
+            usage=Usage(
+                prompt_tokens=sum(agent.prompt_tokens for agent in asked),
+                completion_tokens=sum(agent.output_tokens for agent in asked),
+                cached_tokens=sum(agent.cached_tokens for agent in asked),
+            ),
+            tokens_saved=sum(agent.tokens_saved for agent in agents),
+            kv_freed_tokens=sum(agent.kv_freed_tokens for agent in agents),
         )
 
     def _agent_record(self, progress: Progress) -> AgentRecord:
         agent, finished, answers = progress.agent, progress.finished, self._plan.answers
         session = self._sessions[agent.id]
+        prompt_tokens = finished.prompt_tokens if finished else len(progress.prompt.ids)
+        output_tokens = finished.completion_tokens if finished else answers.length(agent.id)
+        stopped = progress.state in (AgentState.CANCELLED, AgentState.SKIPPED)
         return AgentRecord(
             id=agent.id,
             model=agent.model,
             layer=agent.layer,
             cluster=agent.cluster,
             precursors=agent.precursors,
+            stage=agent.stage,
             slot_order=tuple(progress.prompt.bound),
+            bound_s=tuple(progress.bound_at),
             state=_STATES[progress.state],
+            error=progress.error,
             finish_reason=finished.reason if finished else None,
             attempts=progress.attempts,
+            resumed_tokens=progress.resumed,
+            confidence=answers.confidence(agent.id),
             served_by=session.served_by,
             fallback=session.fallback,
-            prompt_tokens=finished.prompt_tokens if finished else len(progress.prompt.ids),
-            output_tokens=finished.completion_tokens if finished else len(answers.ids(agent.id)),
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
             cached_tokens=finished.cached_tokens if finished else 0,
             ready_s=progress.ready,
             committed_s=progress.committed,
@@ -212,6 +261,10 @@ class Run:
             hidden_prefill_s=progress.hidden_prefill,
             exposed_prefill_s=progress.exposed_prefill,
             hidden_prefill_tokens=progress.hidden_prefill_tokens,
+            taken_back_tokens=progress.taken_back,
+            held_back_tokens=answers.held_back_tokens(agent.id),
+            tokens_saved=answers.remaining(agent.id) if stopped else 0,
+            kv_freed_tokens=progress.held_tokens + output_tokens if progress.state is AgentState.CANCELLED else 0,
             text=answers.text(agent.id),
             output_ids=tuple(answers.ids(agent.id)),
             prompt_ids=tuple(progress.prompt.ids) if progress.prompt.whole else (),
@@ -223,19 +276,37 @@ class Run:
     def _handle(self, event: Event) -> None:
         """Let the plan take up `event`, and start what it asks for."""
         self.log.append(event)
-        for command in self._plan.step(event):
+        commands = self._plan.step(event)
+        self._tell_assessor(event)
+        for command in commands:
             match command:
                 case Append():
                     self._start(command.agent, "append", self._append(command))
                 case Commit():
                     self._start(command.agent, "answer", self._commit(command))
+                case Assess():
+                    self._checks.add(asyncio.create_task(self._assess(command)))
                 case Release():
                     self._releases.add(asyncio.create_task(self._release(command.agent)))
+                    if command.agent in self._compared:
+                        self._assessor.forget(self.head.id, command.agent)
                 case Emit():
                     self._emitted.append(command.text)
                 case Conclude():
                     pass
         self._wake()
+
+    def _tell_assessor(self, event: Event) -> None:
+        """Have what is new of an answer embedded, so that little is left to do when it is compared."""
+        match event:
+            case Tokens(agent=agent, text=text) if agent in self._compared:
+                if self._plan.progress[agent].state is AgentState.STREAMING:
+                    self._assessor.extend(self.head.id, agent, text)
+            case Finished(agent=agent) | Failed(agent=agent) if agent in self._compared:
+                if self._plan.progress[agent].state is AgentState.DONE and self._plan.outcome is None:
+                    self._assessor.end(self.head.id, agent)
+            case _:
+                pass
 
     def _wake(self) -> None:
         """Wake all who wait for a change, once each."""
@@ -253,7 +324,8 @@ class Run:
         try:
             await work
         except EngineError as error:
-            self._inbox.put_nowait(Failed(at=self._now(), agent=agent, during=kind, message=error.message))
+            failed = Failed(at=self._now(), agent=agent, during=kind, message=error.message, refused=error.refused)
+            self._inbox.put_nowait(failed)
 
     async def _append(self, command: Append) -> None:
         await self._sessions[command.agent].append(command.ids)
@@ -261,7 +333,8 @@ class Run:
 
     async def _commit(self, command: Commit) -> None:
         agent = command.agent
-        async with aclosing(self._sessions[agent].commit(command.ids)) as deltas:
+        commit = self._sessions[agent].commit(command.ids, keep=command.keep, answered=command.answered)
+        async with aclosing(commit) as deltas:
             async for delta in deltas:
                 at = self._now()
                 if delta.ids or delta.text:
@@ -280,6 +353,30 @@ class Run:
                         )
                     )
 
+    async def _assess(self, command: Assess) -> None:
+        likeness: tuple[float, ...] | None = None
+        ballots: tuple[int | None, ...] | None = None
+        error: str | None = None
+        try:
+            if command.ballots is None:
+                likeness = tuple(await self._assessor.similarities(self.head.id, command.agents))
+            else:
+                answers = [self._plan.answers.text(agent) for agent in command.agents]
+                ballots = tuple(await self._assessor.ballots(answers, command.ballots))
+        except AssessError as failure:
+            error = str(failure)
+            logger.warning("run %s: cluster %d is not checked: %s", self.head.id, command.cluster, error)
+        self._inbox.put_nowait(
+            Assessed(
+                at=self._now(),
+                cluster=command.cluster,
+                step=command.step,
+                likeness=likeness,
+                ballots=ballots,
+                error=error,
+            )
+        )
+
     async def _release(self, agent: str) -> None:
         """Stop the agent's work and have the engine free what it holds."""
         work = tuple(self._work[agent])
@@ -293,6 +390,11 @@ class Run:
 
     async def _settle(self) -> None:
         """Wait until nothing of the run is left, then tell all who listen."""
+        if self._compared:
+            self._assessor.forget(self.head.id)
+        for check in self._checks:
+            check.cancel()
+        await asyncio.gather(*self._checks, return_exceptions=True)
         await asyncio.gather(*self._releases)
         leftover = [task for tasks in self._work.values() for task in tasks]
         await asyncio.gather(*leftover)

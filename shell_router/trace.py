@@ -3,6 +3,7 @@
 A layer is a process, an agent a track in it, and what the agent was doing is a row of spans:
 
 waiting for precursors    until the last of them has ended, where no append is in flight
+waiting for its stage     of an agent without precursors, until that opens
 hidden prefill            an append, while a precursor was still decoding
 exposed append            what of an append lies after the last precursor's end
 exposed prefill           from there to the first token
@@ -12,6 +13,9 @@ The hidden and the exposed spans of a finished agent add up to its `hidden_prefi
 leads from the end of each answer to the commit of who reads it. What has not ended by the last time the record knows
 ends there and is marked `unfinished`.
 
+Checks for an early exit are spans of a track of their own for each cluster, from the question to its answer. One that
+made agents needless is a mark of the whole trace, and an `exit` on the track of each of these.
+
 Viewers drop spans of one track that overlap. Here each begins where the one before ended, in whole microseconds.
 """
 
@@ -20,7 +24,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from shell_router.record import AgentRecord, RunRecord
+from shell_router.record import AgentRecord, CheckRecord, RunRecord
 
 Event = dict[str, Any]
 
@@ -42,18 +46,21 @@ class _Track:
     def lay(self, name: str, category: str, until: float, **args: Any) -> None:
         """A span from the end of the one before until `until` (seconds). Arguments that are None are left out."""
         start, self._end = self._end, max(self._end, _microseconds(until))
-        told = {key: value for key, value in args.items() if value is not None}
-        span = {"ph": "X", "name": name, "cat": category, "ts": start, "dur": self._end - start, "args": told}
+        span = {"ph": "X", "name": name, "cat": category, "ts": start, "dur": self._end - start, "args": _known(args)}
         self.spans.append(span | self._place())
 
-    def wait(self, until: float, **args: Any) -> None:
+    def skip(self, until: float) -> None:
+        """Nothing until then (seconds)."""
+        self._end = max(self._end, _microseconds(until))
+
+    def wait(self, until: float, cause: str, **args: Any) -> None:
         """Like `lay`, but no waiting is no span."""
         if _microseconds(until) > self._end:
-            self.lay("waiting for precursors", "wait", until, **args)
+            self.lay(f"waiting for {cause}", "wait", until, **args)
 
     def mark(self, name: str, at: float, scope: str = "t", **args: Any) -> None:
-        """A point in time (seconds), of this track (`t`) or of the whole trace (`g`)."""
-        point = {"ph": "i", "name": name, "cat": "mark", "ts": _microseconds(at), "s": scope, "args": args}
+        """A point in time (seconds), of this track (`t`) or of the whole trace (`g`). None is left out, as by `lay`."""
+        point = {"ph": "i", "name": name, "cat": "mark", "ts": _microseconds(at), "s": scope, "args": _known(args)}
         self.points.append(point | self._place())
 
     def leave(self, arrow: int, at: float) -> None:
@@ -88,14 +95,21 @@ def chrome_trace(record: RunRecord) -> dict[str, Any]:
         tracks[root.id].mark("first token of the root", root.first_token_s)
     if record.state in ("failed", "cancelled"):
         tracks[root.id].mark(f"run {record.state}", end, scope="g", error=record.error or "")
+    if record.answered_by not in (None, root.id) and record.duration_s is not None:
+        tracks[record.answered_by].mark("stands in for the root", record.duration_s)
+    checks = _check_tracks(record, pids, len(pids) + len(tids))
+    for check in record.checks:
+        _lay_check(checks[check.cluster], check, end, running=record.state == "running")
+        for agent_id in check.cancelled:
+            tracks[agent_id].mark("exit", end if check.answered_s is None else check.answered_s, step=check.step)
 
-    timed = [event for track in tracks.values() for event in (*track.spans, *track.points)]
+    timed = [event for track in (*tracks.values(), *checks.values()) for event in (*track.spans, *track.points)]
     for pid in pids.values():
         spans = [span for track in tracks.values() if track.pid == pid for span in track.spans]
         timed += _count_decoding(pid, spans)
     timed.sort(key=lambda event: (event["ts"], _ORDER[event["ph"]]))
     return {
-        "traceEvents": [*_names(record, pids, tids), *timed],
+        "traceEvents": [*_names(record, pids, tids, checks), *timed],
         "displayTimeUnit": "ms",
         "otherData": {
             "run": record.id,
@@ -104,8 +118,17 @@ def chrome_trace(record: RunRecord) -> dict[str, Any]:
             "seed": record.seed,
             "created": record.created,
             "state": record.state,
+            "answered_by": record.answered_by,
+            "degraded": record.degraded,
+            "early_exit": record.early_exit.mode,
+            "tokens_saved": record.tokens_saved,
+            "kv_freed_tokens": record.kv_freed_tokens,
         },
     }
+
+
+def _known(args: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in args.items() if value is not None}
 
 
 def _microseconds(seconds: float) -> int:
@@ -118,6 +141,7 @@ def _last_known(record: RunRecord) -> float:
     for agent in record.agents:
         times += [agent.ready_s, agent.committed_s, agent.first_token_s, agent.ended_s]
         times += [time for chunk in agent.chunks for time in (chunk.sent_s, chunk.answered_s)]
+    times += [time for check in record.checks for time in (check.asked_s, check.answered_s)]
     return max((time for time in times if time is not None), default=0.0)
 
 
@@ -126,6 +150,7 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
     over = end if agent.ended_s is None else agent.ended_s
     unfinished = True if agent.state in ("waiting", "streaming") else None
     ready = over if agent.ready_s is None else agent.ready_s
+    cause = "precursors" if agent.precursors else "its stage"
     late: list[tuple[int, int, float]] = []
     for number, chunk in enumerate(agent.chunks, start=1):
         if chunk.answered_s is None and agent.first_token_s is not None:
@@ -133,7 +158,7 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
             track.mark("append failed", chunk.sent_s, chunk=number, tokens=chunk.tokens)
             continue
         answered = over if chunk.answered_s is None else chunk.answered_s
-        track.wait(min(chunk.sent_s, ready))
+        track.wait(min(chunk.sent_s, ready), cause)
         track.lay(
             "hidden prefill",
             "prefill,hidden",
@@ -144,7 +169,7 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
         )
         if answered > ready:
             late.append((number, chunk.tokens, answered))
-    track.wait(ready, unfinished=unfinished if agent.ready_s is None else None)
+    track.wait(ready, cause, unfinished=unfinished if agent.ready_s is None else None)
     if agent.ready_s is None:
         return
 
@@ -158,7 +183,7 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
         model=agent.model,
         prompt_tokens=agent.prompt_tokens,
         hidden_prefill_tokens=agent.hidden_prefill_tokens,
-        attempts=agent.attempts,
+        **_way(agent),
         unfinished=unfinished if agent.first_token_s is None else None,
     )
     if agent.first_token_s is None:
@@ -172,9 +197,17 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
         cached_tokens=agent.cached_tokens,
         output_tokens=agent.output_tokens,
         tokens_per_second=_rate(agent),
+        confidence=agent.confidence,
         finish_reason=agent.finish_reason,
+        **_way(agent),
+        resumed_tokens=agent.resumed_tokens or None,
         unfinished=unfinished,
     )
+
+
+def _way(agent: AgentRecord) -> dict[str, Any]:
+    """How the prompt reached the engine."""
+    return {"attempts": agent.attempts, "served_by": agent.served_by, "fallback": agent.fallback}
 
 
 def _rate(agent: AgentRecord) -> float | None:
@@ -185,11 +218,55 @@ def _rate(agent: AgentRecord) -> float | None:
 
 
 def _mark_points(track: _Track, agent: AgentRecord, end: float) -> None:
+    for precursor, bound in zip(agent.slot_order, agent.bound_s, strict=False):
+        track.mark(f"splice {precursor}", bound)
     if agent.committed_s is not None:
-        track.mark("commit", agent.committed_s, slot_order=", ".join(agent.slot_order))
-    if agent.state in ("failed", "cancelled"):
+        track.mark(
+            "commit",
+            agent.committed_s,
+            slot_order=", ".join(agent.slot_order),
+            taken_back_tokens=agent.taken_back_tokens or None,
+            held_back_tokens=agent.held_back_tokens or None,
+        )
+    if agent.state in ("failed", "cancelled", "skipped"):
         # An agent that only waited holds nothing to be ended: it is over with the run.
-        track.mark(agent.state, end if agent.ended_s is None else agent.ended_s)
+        track.mark(
+            agent.state,
+            end if agent.ended_s is None else agent.ended_s,
+            error=agent.error,
+            tokens_saved=agent.tokens_saved or None,
+            kv_freed_tokens=agent.kv_freed_tokens or None,
+        )
+
+
+def _check_tracks(record: RunRecord, pids: dict[int, int], last_tid: int) -> dict[int, _Track]:
+    """A track for each cluster that was checked, in the process of its layer: clusters are checked side by side."""
+    layers = {agent.cluster: agent.layer for agent in record.agents}
+    clusters = sorted({check.cluster for check in record.checks})
+    return {cluster: _Track(pids[layers[cluster]], tid) for tid, cluster in enumerate(clusters, start=last_tid + 1)}
+
+
+def _lay_check(track: _Track, check: CheckRecord, end: float, *, running: bool) -> None:
+    """One check of a cluster: a span, and a mark where agents were cancelled."""
+    verdict = check.verdict
+    told: dict[str, Any] = {"step": check.step, "agents": ", ".join(check.agents), "error": check.error}
+    if verdict is not None:
+        told |= {
+            "exits": verdict.exits,
+            "agrees": verdict.agrees,
+            "quality": verdict.quality,
+            "draw": verdict.draw,
+            "confidence": verdict.confidence,
+            "agreement": verdict.agreement,
+            "balance": verdict.balance,
+            "votes": ", ".join(map(str, verdict.votes)) or None,
+            "cancelled": ", ".join(check.cancelled) or None,
+        }
+    track.skip(check.asked_s)
+    unfinished = True if running and check.answered_s is None else None
+    track.lay("check", "check", end if check.answered_s is None else check.answered_s, **told, unfinished=unfinished)
+    if check.cancelled and check.answered_s is not None:
+        track.mark("early exit", check.answered_s, scope="g", cluster=check.cluster, **told)
 
 
 def _draw_arrows(tracks: dict[str, _Track], record: RunRecord) -> None:
@@ -220,8 +297,11 @@ def _count_decoding(pid: int, spans: list[Event]) -> list[Event]:
     return events
 
 
-def _names(record: RunRecord, pids: dict[int, int], tids: dict[str, int]) -> list[Event]:
-    """Names and order of processes and tracks: layers from the proposers down, agents as in the record, root last."""
+def _names(record: RunRecord, pids: dict[int, int], tids: dict[str, int], checks: dict[int, _Track]) -> list[Event]:
+    """Names and order of processes and tracks: layers from the proposers down, agents as in the record, root last.
+
+    Checks come below the agents of their layer.
+    """
     events: list[Event] = []
 
     def tell(name: str, place: Event, args: Event) -> None:
@@ -235,5 +315,9 @@ def _names(record: RunRecord, pids: dict[int, int], tids: dict[str, int]) -> lis
     for position, agent in enumerate(record.agents):
         place = {"pid": pids[agent.layer], "tid": tids[agent.id]}
         tell("thread_name", place, {"name": agent.id})
+        tell("thread_sort_index", place, {"sort_index": position})
+    for position, (cluster, track) in enumerate(checks.items(), start=len(record.agents)):
+        place = {"pid": track.pid, "tid": track.tid}
+        tell("thread_name", place, {"name": f"checks of cluster {cluster}"})
         tell("thread_sort_index", place, {"sort_index": position})
     return events

@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from shell_router.core.early_exit import BallotKind
+
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
     at: float
@@ -48,12 +50,30 @@ class Finished(_Event, frozen=True, kw_only=True):
     cached_tokens: int
 
 
+class Assessed(_Event, frozen=True, kw_only=True):
+    """What a check of a cluster's answers found. Both are None when `error` says why there is nothing."""
+
+    cluster: int
+    step: int
+    likeness: tuple[float, ...] | None = None
+    """S_ij of the pairs i < j of the check's answers, row by row."""
+    ballots: tuple[int | None, ...] | None = None
+    """For each answer the number of the conclusion it shares with others, or None without one."""
+    error: str | None = None
+
+
+class Expired(_Event, frozen=True, kw_only=True):
+    """The time that `Plan.deadline` named has come."""
+
+
 class Failed(_Event, frozen=True, kw_only=True):
     """An append or the answer of an agent failed on the engine."""
 
     agent: str
     during: Literal["append", "answer"]
     message: str
+    refused: bool = False
+    """Whether asking again is of no use."""
 
 
 class Cancelled(_Event, frozen=True, kw_only=True):
@@ -62,7 +82,7 @@ class Cancelled(_Event, frozen=True, kw_only=True):
     reason: str
 
 
-Event: TypeAlias = Started | Tokens | Appended | Settled | Finished | Failed | Cancelled
+Event: TypeAlias = Started | Tokens | Appended | Settled | Finished | Assessed | Expired | Failed | Cancelled
 
 
 @dataclass(frozen=True)
@@ -75,13 +95,26 @@ class Append:
 
 @dataclass(frozen=True)
 class Commit:
-    """Prefill `ids`, the rest of `agent`'s prompt, and answer: `Tokens`, then `Finished`.
+    """Make the prompt whole and answer it: `Tokens`, then `Finished`.
 
-    A second commit without ids asks again, after the first attempt failed.
+    The prompt is the first `keep` tokens of what was sent for `agent` before, and `ids`. Its last `answered` tokens are
+    the beginning of the answer, which broke off; what is answered now comes after them.
     """
 
     agent: str
+    keep: int
     ids: tuple[int, ...]
+    answered: int = 0
+
+
+@dataclass(frozen=True)
+class Assess:
+    """Compare the answers of `agents`, which have ended, by their votes if `ballots` says which: `Assessed`."""
+
+    cluster: int
+    step: int
+    agents: tuple[str, ...]
+    ballots: BallotKind | None
 
 
 @dataclass(frozen=True)
@@ -100,10 +133,13 @@ class Emit:
 
 @dataclass(frozen=True)
 class Conclude:
-    """The run is over. `error` says why when it did not succeed."""
+    """The run is over. `error` says why when it did not succeed, else `answered_by` whose answer is the run's."""
 
     state: Literal["done", "failed", "cancelled"]
-    error: str | None
+    error: str | None = None
+    answered_by: str | None = None
+    expired: bool = False
+    """Whether it failed because its deadline has passed."""
 
 
-Command: TypeAlias = Append | Commit | Release | Emit | Conclude
+Command: TypeAlias = Append | Commit | Assess | Release | Emit | Conclude

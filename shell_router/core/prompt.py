@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from shell_router.core.slots import AnswerProgress, next_bound
@@ -37,7 +36,18 @@ class Static:
     ids: tuple[int, ...]
 
 
-Segment: TypeAlias = Static | Slot
+@dataclass(frozen=True)
+class AnswerSlot:
+    """The place of an answer. The slots of a list stand side by side, and close up when an answer is missing."""
+
+    agent: str
+    before: tuple[int, ...] = ()
+    """Tokens that come before the answer if there is one."""
+    closing: tuple[int, ...] | None = None
+    """For a slot of a list: what follows it when no other answer of the list does. None for a slot of its own."""
+
+
+Segment: TypeAlias = Static | AnswerSlot
 
 
 def compile_prompt(agent: Agent, conversation: Sequence[Message], tokenizer: ChatTokenizer) -> tuple[Segment, ...]:
@@ -53,19 +63,64 @@ def compile_prompt(agent: Agent, conversation: Sequence[Message], tokenizer: Cha
     marks = [f"\u27e6{nonce}:{number}\u27e7" for number in range(len(agent.parts))]
     user = "".join(part.text if isinstance(part, Text) else mark for part, mark in zip(agent.parts, marks, strict=True))
     rendered = tokenizer.render([*_with_system(agent.system, history), Message("user", user)])
+    asked = tuple(tokenizer.encode(question.content, special=False))
 
-    segments: list[Segment] = []
+    slots: list[Slot] = []
+    runs = [_Run()]
     for part, mark in zip(agent.parts, marks, strict=True):
         if isinstance(part, Text):
             continue
         before, rendered = rendered.split(mark, maxsplit=1)
-        segments.append(Static(tuple(tokenizer.encode(before, special=True))))
+        runs[-1].texts.append(before)
         if isinstance(part, Slot):
-            segments.append(part)
-        else:
-            segments.append(Static(tuple(tokenizer.encode(question.content, special=False))))
-    segments.append(Static(tuple(tokenizer.encode(rendered, special=True))))
-    return tuple(_merged(segments))
+            slots.append(part)
+            runs.append(_Run())
+    runs[-1].texts.append(rendered)
+
+    def ids(run: _Run) -> tuple[int, ...]:
+        first, *rest = (tuple(tokenizer.encode(text, special=True)) for text in run.texts)
+        return first + tuple(token for text in rest for token in (*asked, *text))
+
+    return tuple(_segments(slots, runs, ids))
+
+
+@dataclass
+class _Run:
+    """What stands between two slots: texts with the question between each two of them."""
+
+    texts: list[str] = field(default_factory=list)
+
+
+def _segments(slots: Sequence[Slot], runs: Sequence[_Run], ids: Callable[[_Run], tuple[int, ...]]) -> Iterator[Segment]:
+    """The segments of `slots` between `runs`, of which there is one more."""
+    listed = [position for position, slot in enumerate(slots) if slot.after is not None]
+    for position, slot in enumerate(slots):
+        before = ids(runs[position])
+        if slot.after is None or position == listed[0]:
+            # What comes after a list is in its closings.
+            if before and position - 1 not in listed:
+                yield Static(before)
+            before = ()
+        closing = None
+        if slot.after is not None:
+            closing = ids(_closing(runs[listed[-1] + 1], slot, slots[listed[-1]]))
+        yield AnswerSlot(slot.agent, before, closing)
+    if len(slots) - 1 not in listed and (rest := ids(runs[-1])):
+        yield Static(rest)
+
+
+def _closing(run: _Run, slot: Slot, last: Slot) -> _Run:
+    """What follows `slot` if its list ends with it, when `run` follows the list's `last` slot."""
+    assert slot.after is not None
+    assert last.after is not None
+    if slot.after == last.after:
+        return run
+    text, *rest = run.texts
+    own, others = slot.after, last.after
+    if not text.startswith(others):
+        # A chat template may cut white space at the end of a message.
+        own, others = own.rstrip(), others.rstrip()
+    return _Run([own + text.removeprefix(others), *rest])
 
 
 def _with_system(system: str | None, history: Sequence[Message]) -> Iterator[Message]:
@@ -79,41 +134,41 @@ def _with_system(system: str | None, history: Sequence[Message]) -> Iterator[Mes
         yield from history
 
 
-def _merged(segments: Sequence[Segment]) -> Iterator[Segment]:
-    """`segments` with neighbouring static runs joined and empty ones left out."""
-    for _, group in groupby(segments, key=lambda segment: segment if isinstance(segment, Slot) else None):
-        run = list(group)
-        if isinstance(run[0], Slot):
-            yield run[0]
-        elif ids := tuple(token for segment in run if isinstance(segment, Static) for token in segment.ids):
-            yield Static(ids)
-
-
 class Answers(AnswerProgress, Protocol):
-    """What splicing needs of the run's answers so far."""
+    """What splicing needs of the run's answers so far, as one successor reads them."""
 
     def ids(self, agent: str) -> Sequence[int]:
-        """Token ids `agent` has answered so far; only ever grows."""
+        """Token ids `agent` has answered so far. It grows; only at its end may an answer turn out to differ."""
+
+    def gone(self, agent: str) -> bool:
+        """Whether the answer will not be read by anyone."""
 
 
 class Prompt:
     """An agent's prompt while it is being written.
 
-    Invariant: `sent <= len(ids)`, and `ids` is a prefix of the whole prompt: it reaches to the last token known of the
-    first slot whose answer is not final yet, since only a contiguous prefix can be prefilled.
+    Invariant: `ids` is a prefix of the whole prompt as far as is known: it reaches to the last token known of the first
+    slot whose answer is not final yet, since only a contiguous prefix can be prefilled. It is taken back only when the
+    answer that is being written goes; then what was sent may not be the prompt's beginning any more, and no other
+    `take` follows but `take_rest`.
     """
 
     def __init__(self, segments: Sequence[Segment], order: Sequence[str] | None = None) -> None:
-        """`order` names the precursor of each slot; without it a slot is bound when the prompt reaches it."""
+        """`order` names the precursors in the order of the slots, and leaves out those that are not to be read.
+
+        Without it a slot is bound when the prompt reaches it.
+        """
         self._segments = tuple(segments)
         self._segment = 0
         self._slot_open = False
         """Whether the slot at hand is bound."""
+        self._slot_start = 0
+        """Length of the prompt before the slot at hand."""
         self._slot_taken = 0
-        self._order = tuple(order) if order is not None else None
-        slots = [segment.agent for segment in self._segments if isinstance(segment, Slot)]
-        assert order is None or sorted(order) == sorted(slots)
-        self._unbound = slots
+        self._in_order = order is not None
+        self._unbound = _candidates(self._segments, order)
+        self._stale: list[int] | None = None
+        """What had been sent when some of it was taken back."""
         self.ids: list[int] = []
         self.bound: list[str] = []
         """Precursors in the order of the slots they fill, as far as the prompt has come."""
@@ -125,51 +180,159 @@ class Prompt:
         """Whether `ids` is the final prompt."""
         return self._segment == len(self._segments)
 
+    @property
+    def taken_back(self) -> bool:
+        """Whether some of what was sent may not be the prompt's any more."""
+        return self._stale is not None
+
     def advance(self, answers: Answers) -> None:
         """Take up all tokens that are known and contiguous now. Costs what is new, not what is there."""
         while not self.whole:
             segment = self._segments[self._segment]
             if isinstance(segment, Static):
                 self.ids.extend(segment.ids)
+                self._segment += 1
+            elif self._slot_open:
+                if not self._write(segment, self.bound[-1], answers):
+                    return
             else:
-                agent = self._agent_of_slot(answers)
-                if agent is None:
+                unbound = self._unbound[self._segment]
+                self._drop_gone(segment, unbound, answers)
+                if not unbound:
+                    self._leave(segment)
+                elif not self._bind(segment, unbound, answers):
                     return
-                new = answers.ids(agent)[self._slot_taken :]
-                self.ids.extend(new)
-                self._slot_taken += len(new)
-                if answers.ended_at(agent) is None:
-                    return
-                self._slot_taken = 0
-                self._slot_open = False
-            self._segment += 1
 
-    def _agent_of_slot(self, answers: Answers) -> str | None:
-        """The precursor that the slot at hand is bound to, binding it if need be; None when it cannot be yet."""
-        if not self._slot_open:
-            agent = self._order[len(self.bound)] if self._order is not None else next_bound(self._unbound, answers)
-            if agent is None:
-                return None
-            self._unbound.remove(agent)
-            self.bound.append(agent)
-            self._slot_open = True
-        return self.bound[-1]
+    def _write(self, slot: AnswerSlot, agent: str, answers: Answers) -> bool:
+        """Take up what there is of the answer that the slot at hand is bound to; whether that was the last of it."""
+        if answers.gone(agent):
+            self._cut(self._slot_start)
+            self.bound.pop()
+            self._slot_open = False
+            return True
+        known = answers.ids(agent)
+        self.ids.extend(known[self._slot_taken :])
+        self._slot_taken = len(known)
+        if answers.ended_at(agent) is None:
+            return False
+        start = self._slot_start + len(slot.before)
+        if self.ids[start:] != list(known):
+            # Tokenized again at its end, the answer came to other tokens than in pieces.
+            self._cut(start)
+            self.ids.extend(known)
+        self._slot_open = False
+        self._segment += 1
+        if slot.closing is not None and not self._in_list():
+            self.ids.extend(slot.closing)
+        return True
+
+    def _drop_gone(self, slot: AnswerSlot, unbound: list[str], answers: Answers) -> None:
+        """Forget answers that will not come. In a given order, a slot of its own keeps the place of such a one."""
+        if not self._in_order:
+            unbound[:] = [agent for agent in unbound if not answers.gone(agent)]
+        elif slot.closing is not None:
+            while unbound and answers.gone(unbound[0]):
+                del unbound[0]
+
+    def _leave(self, slot: AnswerSlot) -> None:
+        """No answer is left for the slot at hand, nor for others of its list if it is in one."""
+        if slot.closing is not None:
+            before = self._segments[self._segment - 1] if self._in_list(-1) else slot
+            assert isinstance(before, AnswerSlot)
+            assert before.closing is not None
+            self.ids.extend(before.closing)
+            while self._in_list(1):
+                self._segment += 1
+        self._segment += 1
+
+    def _in_list(self, offset: int = 0) -> bool:
+        """Whether the segment at hand, or that many after it, is a slot of a list."""
+        position = self._segment + offset
+        if not 0 <= position < len(self._segments):
+            return False
+        segment = self._segments[position]
+        return isinstance(segment, AnswerSlot) and segment.closing is not None
+
+    def _bind(self, slot: AnswerSlot, unbound: list[str], answers: Answers) -> bool:
+        """Bind the slot at hand, if it can be told to whom; a slot of its own may stay empty."""
+        agent = unbound[0] if self._in_order else next_bound(unbound, answers)
+        if agent is None or (answers.undecided(agent) and answers.ended_at(agent) is None):
+            return False
+        unbound.remove(agent)
+        if answers.gone(agent):
+            self._segment += 1
+            return True
+        self.bound.append(agent)
+        self._slot_open = True
+        self._slot_start = len(self.ids)
+        self._slot_taken = 0
+        self.ids.extend(slot.before)
+        return True
+
+    def _cut(self, length: int) -> None:
+        """Take back all beyond `length` tokens."""
+        if self.sent > length and self._stale is None:
+            self._stale = self.ids[: self.sent]
+        del self.ids[length:]
 
     def take(self, count: int) -> tuple[int, ...]:
         """The next `count` unsent tokens, which are sent now."""
+        assert not self.taken_back
         assert 0 <= count <= len(self.ids) - self.sent
         taken = tuple(self.ids[self.sent : self.sent + count])
         self.sent += count
         return taken
 
-    def take_rest(self) -> tuple[int, ...]:
-        """All unsent tokens of a whole prompt."""
+    def take_rest(self) -> Rest:
+        """What makes a whole prompt of what was sent."""
         assert self.whole
-        return self.take(len(self.ids) - self.sent)
+        keep = self.sent
+        if self._stale is not None:
+            same = (sent == now for sent, now in zip(self._stale, self.ids, strict=False))
+            keep = next(
+                (position for position, equal in enumerate(same) if not equal), min(len(self._stale), len(self.ids))
+            )
+        rest = Rest(keep, tuple(self.ids[keep:]))
+        self.sent = len(self.ids)
+        self._stale = None
+        return rest
+
+
+def _candidates(segments: Sequence[Segment], order: Sequence[str] | None) -> dict[int, list[str]]:
+    """For the position of each slot the agents that may fill it, those that may fill the same in one list.
+
+    An order that names all agents gives slots of their own their agents; else any slot takes the next.
+    """
+    slots = {at: segment for at, segment in enumerate(segments) if isinstance(segment, AnswerSlot)}
+    agents = [slot.agent for slot in slots.values()] if order is None else list(order)
+    if order is None or len(agents) < len(slots):
+        return dict.fromkeys(slots, agents)
+    of_list: list[str] = []
+    candidates: dict[int, list[str]] = {}
+    for (at, slot), agent in zip(slots.items(), agents, strict=True):
+        if slot.closing is None:
+            candidates[at] = [agent]
+        else:
+            of_list.append(agent)
+            candidates[at] = of_list
+    return candidates
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The end of a prompt: `ids` come after the first `keep` tokens of what was sent before."""
+
+    keep: int
+    ids: tuple[int, ...]
 
 
 def prompt_bound(segments: Sequence[Segment], answer_bounds: Mapping[str, int]) -> int:
     """Most tokens the prompt can come to, when each agent answers at most `answer_bounds[agent]` tokens."""
-    return sum(
-        len(segment.ids) if isinstance(segment, Static) else answer_bounds[segment.agent] for segment in segments
-    )
+    bound = closing = 0
+    for segment in segments:
+        if isinstance(segment, Static):
+            bound += len(segment.ids)
+        else:
+            bound += len(segment.before) + answer_bounds[segment.agent]
+            closing = max(closing, len(segment.closing or ()))
+    return bound + closing

@@ -2,55 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from shell_router.core.early_exit import confidence
+
+
+class Encoder(Protocol):
+    """One answer in the tokens of another tokenizer, as its text streams in."""
+
+    def extend(self, text: str) -> None:
+        """The answer goes on with `text`."""
+
+    def end(self) -> None:
+        """The answer is whole."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The tokens that later text cannot change; at the end all."""
+
+    held_back_tokens: int
+    """Tokens that became final only when the answer was whole."""
 
 
 @dataclass
 class Answer:
-    """One agent's answer. `ids` leaves out the token that ended it; `logprobs` (nats) may lack tokens without one."""
+    """One agent's answer."""
 
     ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    """Without the token that ended it; empty where the engine gives text only."""
     text: list[str] = field(default_factory=list)
+    tokens: int = 0
+    """Of what there is; where the engine gives text only, the pieces it came in."""
+    logprob_sum: float = 0.0
+    """Nats."""
+    logprobs: int = 0
+    """Tokens that `logprob_sum` is of."""
     ended_at: int | None = None
     """How many answers of the run ended before this one."""
+    gone: bool = False
 
 
 class AgentPromptCache:
-    """Answers by agent id. Grows only: an answer is appended to until it is ended."""
+    """Answers by agent id. Grows only: an answer is appended to until it has ended, or is of no use any more."""
 
-    def __init__(self, limits: Mapping[str, int]) -> None:
-        """`limits` has the most tokens that each agent may answer."""
+    def __init__(self, limits: Mapping[str, int], encoders: Mapping[tuple[str, str], Encoder] | None = None) -> None:
+        """`limits` has the most tokens that each agent may answer.
+
+        `encoders[precursor, successor]` is for a successor that cannot take the ids of the answer it reads; successors
+        of one tokenizer may share an encoder.
+        """
         self._limits = dict(limits)
         self._answers = {agent: Answer() for agent in limits}
         self._ended = 0
+        self._undecided: frozenset[str] = frozenset()
+        self._encoders = dict(encoders or {})
+        self._encoders_of: dict[str, dict[int, Encoder]] = {}
+        for (precursor, _), encoder in self._encoders.items():
+            self._encoders_of.setdefault(precursor, {})[id(encoder)] = encoder
 
     def extend(self, agent: str, ids: Sequence[int], logprobs: Sequence[float], text: str) -> None:
+        """More of an answer; `logprobs` in nats, which may lack."""
         answer = self._answers[agent]
         assert answer.ended_at is None
         answer.ids.extend(ids)
-        answer.logprobs.extend(logprobs)
+        answer.tokens += len(ids) or 1
+        answer.logprob_sum += sum(logprobs)
+        answer.logprobs += len(logprobs)
         answer.text.append(text)
+        for encoder in self._encoders_of.get(agent, {}).values():
+            encoder.extend(text)
 
     def end(self, agent: str) -> None:
+        """The answer is whole."""
         self._answers[agent].ended_at = self._ended
         self._ended += 1
+        for encoder in self._encoders_of.get(agent, {}).values():
+            encoder.end()
+
+    def drop(self, agent: str) -> None:
+        """Nobody will read the answer."""
+        self._answers[agent].gone = True
+
+    def doubt(self, agents: Iterable[str]) -> None:
+        """It is being checked if the answers of `agents` are needed; of no others."""
+        self._undecided = frozenset(agents)
 
     def ids(self, agent: str) -> Sequence[int]:
         return self._answers[agent].ids
 
-    def logprobs(self, agent: str) -> Sequence[float]:
-        return self._answers[agent].logprobs
-
     def text(self, agent: str) -> str:
         return "".join(self._answers[agent].text)
+
+    def confidence(self, agent: str) -> float | None:
+        """exp of the mean log-probability of the answer's tokens; None when the engine gave none."""
+        answer = self._answers[agent]
+        if answer.tokens and not answer.logprobs:
+            return None
+        return confidence(answer.logprob_sum, answer.logprobs)
+
+    def held_back_tokens(self, successor: str) -> int:
+        """Tokens of answers that `successor` could take up only when these had ended: till then they could change."""
+        return sum(each.held_back_tokens for (_, reader), each in self._encoders.items() if reader == successor)
 
     def ended_at(self, agent: str) -> int | None:
         return self._answers[agent].ended_at
 
+    def gone(self, agent: str) -> bool:
+        return self._answers[agent].gone
+
+    def undecided(self, agent: str) -> bool:
+        return agent in self._undecided
+
     def length(self, agent: str) -> int:
-        return len(self._answers[agent].ids)
+        return self._answers[agent].tokens
 
     def remaining(self, agent: str) -> int:
         return self._limits[agent] - self.length(agent)
+
+    def read_by(self, successor: str) -> AnswersAsRead:
+        """The answers in the tokens of `successor`."""
+        return AnswersAsRead(self, successor, self._encoders)
+
+
+class AnswersAsRead:
+    """Answers as one successor reads them."""
+
+    def __init__(self, cache: AgentPromptCache, successor: str, encoders: Mapping[tuple[str, str], Encoder]) -> None:
+        self._cache = cache
+        self._encoders = {precursor: each for (precursor, reader), each in encoders.items() if reader == successor}
+
+    def ids(self, agent: str) -> Sequence[int]:
+        encoder = self._encoders.get(agent)
+        return self._cache.ids(agent) if encoder is None else encoder.ids
+
+    def ended_at(self, agent: str) -> int | None:
+        return self._cache.ended_at(agent)
+
+    def gone(self, agent: str) -> bool:
+        return self._cache.gone(agent)
+
+    def undecided(self, agent: str) -> bool:
+        return self._cache.undecided(agent)
+
+    def length(self, agent: str) -> int:
+        return self._cache.length(agent)
+
+    def remaining(self, agent: str) -> int:
+        return self._cache.remaining(agent)

@@ -25,9 +25,12 @@ class AnswerProgress(Protocol):
     def remaining(self, agent: str) -> int:
         """Tokens the answer may still get."""
 
+    def undecided(self, agent: str) -> bool:
+        """Whether it is being checked if the answer is needed at all."""
+
 
 def next_bound(candidates: Sequence[str], answers: AnswerProgress) -> str | None:
-    """The one of `candidates` (in template order) whose answer goes next; None when none has begun.
+    """The one of `candidates` (in template order) whose answer goes next; None when none can be told yet.
 
     Answers that ended come first, in the order in which they ended. Of the others that have begun, the one with the
     fewest tokens left to its limit: with equal limits that is the one furthest ahead. Ties go by template order.
@@ -35,5 +38,5 @@ def next_bound(candidates: Sequence[str], answers: AnswerProgress) -> str | None
     ended = [(place, agent) for agent in candidates if (place := answers.ended_at(agent)) is not None]
     if ended:
         return min(ended)[1]
-    begun = [agent for agent in candidates if answers.length(agent) > 0]
+    begun = [agent for agent in candidates if answers.length(agent) > 0 and not answers.undecided(agent)]
     return min(begun, key=answers.remaining) if begun else None

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
+
+from shell_router.core.early_exit import ExitPolicy
 
 Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
@@ -39,6 +41,39 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
 
 
+class SamplingOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields of `Sampling` that replace an agent's own."""
+
+    max_new_tokens: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType = UNSET
+    top_p: Annotated[float, Meta(gt=0, le=1)] | UnsetType = UNSET
+    top_k: Annotated[int, Meta(ge=-1)] | UnsetType = UNSET
+    min_p: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | UnsetType = UNSET
+
+    def over(self, sampling: Sampling) -> Sampling:
+        """`sampling` with the fields that are set here."""
+        given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
+        return msgspec.structs.replace(sampling, **given)
+
+
+class FailurePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a run and its agents may take, and what becomes of the run when one fails."""
+
+    deadline_s: Annotated[float, Meta(gt=0)] | None = None
+    """For the whole run, from its start."""
+    layer_deadline_s: Annotated[float, Meta(gt=0)] | None = None
+    """For each agent, from the end of its last precursor (proposers: the run's start) to the end of its answer."""
+    attempts: Annotated[int, Meta(ge=1)] = 3
+    """How often an answer is asked for: anew while no token of it has come, afterwards from where it broke off."""
+    missing: Literal["fail", "drop"] = "fail"
+    """What an agent that failed for good means: the run's failure, or an answer less for those who read it. A run
+    with an answer less is marked `degraded`."""
+    root_fallback: bool = False
+    """Whether the most confident answer of the last layer that has one stands in for a root that failed, or that has
+    not begun to answer when the run's deadline comes."""
+
+
 class TemplateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A prompt, shared by any number of agents; the model's chat template is put around it.
 
@@ -63,6 +98,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Precursors, in slot order, for a template with `<|answers|>`."""
     sampling: Sampling | None = None
     """The tree's `sampling` when absent."""
+    stage: Annotated[int, Meta(ge=0)] = 0
+    """With early exit, an agent starts when those of its cluster in earlier stages have ended and are not enough."""
 
 
 class TreeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +113,10 @@ class TreeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Default model of the agents."""
     sampling: Sampling = Sampling()
     """Default sampling of the agents."""
+    early_exit: ExitPolicy = ExitPolicy()
+    """When the rest of a cluster is not waited for."""
+    failures: FailurePolicy = FailurePolicy()
+    """Deadlines, and what becomes of a run whose agents fail."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +136,8 @@ class Slot:
     """The place of a precursor's answer."""
 
     agent: str
+    after: str | None = None
+    """For a slot of `<|answers|>`, the text of its item that comes after it; it is part of the following text too."""
 
 
 Part: TypeAlias = Text | Question | Slot
@@ -112,6 +155,7 @@ class Agent:
     precursors: tuple[str, ...]
     layer: int
     cluster: int
+    stage: int
 
 
 @dataclass(frozen=True)
@@ -125,6 +169,24 @@ class Tree:
     description: str
     agents: tuple[Agent, ...]
     successors: dict[str, tuple[str, ...]]
+    early_exit: ExitPolicy
+    failures: FailurePolicy
+
+    @property
+    def clusters(self) -> dict[int, tuple[str, ...]]:
+        """Ids of the agents of each cluster."""
+        members: dict[int, list[str]] = {}
+        for agent in self.agents:
+            members.setdefault(agent.cluster, []).append(agent.id)
+        return {cluster: tuple(agents) for cluster, agents in members.items()}
+
+    @property
+    def finalists(self) -> int | None:
+        """The cluster that is all the root reads, when it is one of two agents or more: the root may be left out."""
+        clusters = {self.agent(precursor).cluster for precursor in self.root.precursors}
+        if len(clusters) != 1 or len(self.root.precursors) < 2:
+            return None
+        return clusters.pop()
 
     @property
     def root(self) -> Agent:
@@ -173,9 +235,28 @@ def build_tree(config: TreeConfig) -> Tree:
                 precursors=precursors[agent.id],
                 layer=layers[agent.id],
                 cluster=clusters.setdefault(key, len(clusters)),
+                stage=agent.stage,
             )
         )
-    return Tree(name=config.name, description=config.description, agents=tuple(agents), successors=successors)
+    tree = Tree(
+        name=config.name,
+        description=config.description,
+        agents=tuple(agents),
+        successors=successors,
+        early_exit=config.early_exit,
+        failures=config.failures,
+    )
+    refuse_bypass(tree, config.early_exit)
+    return tree
+
+
+def refuse_bypass(tree: Tree, policy: ExitPolicy) -> None:
+    """Raise `TreeError` when `policy` wants to leave out a root that cannot be."""
+    if policy.bypass is not None and tree.finalists is None:
+        raise TreeError(
+            "$.early_exit.bypass: a root can be left out when all it reads is one cluster of at least two agents; "
+            f"agent {tree.root.id!r} reads {', '.join(tree.root.precursors) or 'none'}"
+        )
 
 
 def _refuse_repeated_ids(config: TreeConfig) -> None:
@@ -224,7 +305,7 @@ def _answer_list(answer: str, inputs: tuple[str, ...]) -> list[Part]:
     parts: list[Part] = []
     for number, precursor in enumerate(inputs, start=1):
         before, after = answer.replace(NUMBER_MARK, str(number)).split(ANSWER_MARK, maxsplit=1)
-        parts += [Text(before), Slot(precursor), Text(after)]
+        parts += [Text(before), Slot(precursor, after), Text(after)]
     return parts
 
 

@@ -9,3 +9,7 @@ from shell_router.service import Service
 
 SERVICE = web.AppKey("service", Service)
 METRICS = web.AppKey("metrics", Metrics)
+CLIENT_STALL_S = web.AppKey("client_stall_s", float)
+"""Longest time a client may take nothing of an answer; `DEFAULT_CLIENT_STALL_S` where the application has none."""
+
+DEFAULT_CLIENT_STALL_S = 60.0

@@ -12,8 +12,11 @@ import msgspec
 from aiohttp import web
 
 from shell_router.errors import RequestError, RouterError
+from shell_router.handlers import account
+from shell_router.handlers.fields import field_of
 from shell_router.handlers.keys import SERVICE
 from shell_router.handlers.openai_types import ChatRequest, CompletionRequest
+from shell_router.handlers.slow import ClientStalled, respond
 from shell_router.handlers.sse import EventStream
 from shell_router.run import Run
 from shell_router.service import RunRequest
@@ -44,31 +47,47 @@ class _Endpoint(ABC):
         try:
             body = self.decode(await request.read())
         except msgspec.ValidationError as error:
-            raise RequestError(str(error), param=_field(error)) from error
+            raise RequestError(str(error), param=field_of(error)) from error
         except msgspec.DecodeError as error:
             raise RequestError(f"the body is not JSON: {error}") from error
         run_request = body.run_request()
-        async with _run(request, run_request) as run:
-            if body.stream:
-                return await self._stream(request, run, body.include_usage)
-            text = "".join([piece async for piece in run.text()])
-            answer = self._envelope(run, self.whole_object, [self.whole(text, run.finish_reason)])
-            return web.json_response(answer | {"usage": _usage(run)})
+        try:
+            async with _run(request, run_request) as run:
+                if body.stream:
+                    return await self._stream(request, run, body.include_usage)
+                return await respond(request, await self._whole(run))
+        except ClientStalled as stalled:
+            return stalled.response
+
+    async def _whole(self, run: Run) -> web.Response:
+        text = "".join([piece async for piece in run.text()])
+        record = run.record()
+        answer = self._envelope(run, self.whole_object, [self.whole(text, run.finish_reason)])
+        return web.json_response(answer | {"usage": account.usage(record), "graft": account.graft(record)})
 
     async def _stream(self, request: web.Request, run: Run, include_usage: bool) -> web.StreamResponse:
+        # As OpenAI has it: with `include_usage` each chunk has the field, and only the last one a value.
+        no_usage = {"usage": None} if include_usage else {}
         async with EventStream(request) as stream:
+
+            async def send(choice: dict[str, Any], **more: Any) -> None:
+                await stream.send(self._envelope(run, self.part_object, [choice]) | no_usage | more)
+
             for choice in self.opening():
-                await stream.send(self._envelope(run, self.part_object, [choice]))
+                await send(choice)
             try:
                 async for piece in run.text():
-                    await stream.send(self._envelope(run, self.part_object, [self.part(piece, None)]))
+                    await send(self.part(piece, None))
             except RouterError as error:
                 # The status line is gone: the error is told in the stream, which then does not end like a success.
                 await stream.send(error.body())
                 return stream.response
-            await stream.send(self._envelope(run, self.part_object, [self.part("", run.finish_reason)]))
+            record = run.record()
+            told = {"graft": account.graft(record)}
+            await send(self.part("", run.finish_reason), **told)
             if include_usage:
-                await stream.send(self._envelope(run, self.part_object, []) | {"usage": _usage(run)})
+                usage = {"usage": account.usage(record)}
+                await stream.send(self._envelope(run, self.part_object, []) | usage | told)
             await stream.done()
         return stream.response
 
@@ -138,26 +157,9 @@ async def _run(request: web.Request, run_request: RunRequest) -> AsyncIterator[R
     run = await service.submit(run_request)
     try:
         yield run
+    except ClientStalled as stalled:
+        await service.cancel(run, str(stalled))
+        raise
     except (asyncio.CancelledError, ConnectionError):
         await service.cancel(run, "the client went away")
         raise
-
-
-def _usage(run: Run) -> dict[str, Any]:
-    usage = run.usage()
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
-
-
-def _field(error: msgspec.ValidationError) -> str | None:
-    """The field that a validation error is about, from `... - at `$.field[0]`` or `... field `name``."""
-    message = str(error)
-    _, _, place = message.partition(" - at `$.")
-    if place:
-        return place.rstrip("`")
-    _, _, name = message.partition("field `")
-    return name.partition("`")[0] or None

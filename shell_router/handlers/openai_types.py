@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
 from shell_router.core.prompt import Message
+from shell_router.core.tree import SamplingOverride
 from shell_router.errors import RequestError
 from shell_router.options import RunOptions
 from shell_router.service import RunRequest
@@ -43,13 +44,17 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     def _run_request(self, conversation: tuple[Message, ...], max_tokens: int | None) -> RunRequest:
         if self.n not in (None, 1):
             raise RequestError("a tree gives one answer: n must be 1", param="n")
-        sampling = {"max_new_tokens": max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        sampling = SamplingOverride(
+            max_new_tokens=UNSET if max_tokens is None else max_tokens,
+            temperature=UNSET if self.temperature is None else self.temperature,
+            top_p=UNSET if self.top_p is None else self.top_p,
+        )
         return RunRequest(
             tree=self.model,
             conversation=conversation,
             options=self.graft,
             seed=self.seed or 0,
-            root_sampling={name: value for name, value in sampling.items() if value is not None},
+            root_sampling=sampling,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
         )
 

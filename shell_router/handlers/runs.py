@@ -1,21 +1,67 @@
-"""Runs: their records, traces and logs, and ending one from outside."""
+"""Runs: what there is of them, their records, traces and logs, and ending one from outside."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
+from shell_router.errors import RequestError
+from shell_router.handlers.account import early_exits
+from shell_router.handlers.fields import field_of
 from shell_router.handlers.keys import SERVICE
+from shell_router.handlers.slow import ClientStalled, respond
 from shell_router.handlers.sse import EventStream
-from shell_router.record import RunRecord
+from shell_router.record import Mode, RunRecord, RunState
 from shell_router.trace import chrome_trace
+
+_QUESTION_CHARS = 200
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a list; the fields are those of its `RunRecord`."""
+
+    id: str
+    tree: str
+    mode: Mode
+    state: RunState
+    created: float
+    question: str
+    """Its first 200 characters."""
+    duration_s: float | None
+    ttft_s: float | None
+    degraded: bool
+    early_exits: int
+    """Checks that made agents needless."""
+    error: str | None
+
+
+class _ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    state: RunState | None = None
+
+
+async def list_runs(request: web.Request) -> web.Response:
+    """`GET /v1/runs?limit=&state=`: summaries of running and finished runs, the newest first."""
+    query = _list_query(request)
+    summaries: list[RunSummary] = []
+    for run in request.app[SERVICE].runs():
+        record = run.record()
+        if query.state in (None, record.state):
+            summaries.append(_summary(record))
+        if len(summaries) == query.limit:
+            break
+        # A record has every token of its run, and runs that execute are not to wait for a thousand of them.
+        await asyncio.sleep(0)
+    return await respond(request, _json({"object": "list", "data": summaries}))
 
 
 async def get_run(request: web.Request) -> web.Response:
     """`GET /v1/runs/{id}`: the run as it stands, a `RunRecord`."""
-    return _json(request.app[SERVICE].record(request.match_info["id"]))
+    return await respond(request, _json(request.app[SERVICE].record(request.match_info["id"])))
 
 
 async def delete_run(request: web.Request) -> web.Response:
@@ -27,23 +73,53 @@ async def delete_run(request: web.Request) -> web.Response:
     # Held: its record may be dropped, as the oldest of many, while its engines are freed.
     run = service.run(request.match_info["id"])
     await service.cancel(run, "the run was deleted")
-    return _json(run.record())
+    return await respond(request, _json(run.record()))
 
 
 async def get_trace(request: web.Request) -> web.Response:
     """`GET /v1/runs/{id}/trace`: the run as it stands, a Chrome trace to save and open in Perfetto."""
     record = request.app[SERVICE].record(request.match_info["id"])
-    return _json(chrome_trace(record), {"Content-Disposition": f'attachment; filename="{record.id}.trace.json"'})
+    disposition = f'attachment; filename="{record.id}.trace.json"'
+    return await respond(request, _json(chrome_trace(record), {"Content-Disposition": disposition}))
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{id}/events`: the run's event log from its beginning, live until the run is over."""
     run = request.app[SERVICE].run(request.match_info["id"])
-    async with EventStream(request) as stream:
-        async for event in run.events():
-            await stream.send(event)
-        await stream.done()
+    try:
+        async with EventStream(request) as stream:
+            async for event in run.events():
+                await stream.send(event)
+            await stream.done()
+    except ClientStalled as stalled:
+        return stalled.response
     return stream.response
+
+
+def _list_query(request: web.Request) -> _ListQuery:
+    for name in request.query:
+        if len(request.query.getall(name)) > 1:
+            raise RequestError(f"{name}: it is given more than once", param=name)
+    try:
+        return msgspec.convert(dict(request.query), _ListQuery, strict=False)
+    except msgspec.ValidationError as error:
+        raise RequestError(str(error), param=field_of(error)) from error
+
+
+def _summary(record: RunRecord) -> RunSummary:
+    return RunSummary(
+        id=record.id,
+        tree=record.tree,
+        mode=record.mode,
+        state=record.state,
+        created=record.created,
+        question=record.question[:_QUESTION_CHARS],
+        duration_s=record.duration_s,
+        ttft_s=record.ttft_s,
+        degraded=record.degraded,
+        early_exits=early_exits(record),
+        error=record.error,
+    )
 
 
 def _json(document: RunRecord | dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:

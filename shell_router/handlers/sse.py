@@ -8,9 +8,14 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
+from shell_router.handlers.slow import written
+
 
 class EventStream:
-    """A response of `data:` events. Each `send` waits until the client's socket takes it, so a slow client is felt."""
+    """A response of `data:` events. Each `send` waits until the client's socket takes it, so a slow client is felt.
+
+    One that stops to read is given up: `ClientStalled`.
+    """
 
     def __init__(self, request: web.Request) -> None:
         self.response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -25,12 +30,15 @@ class EventStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            await self.response.write_eof()
+            await written(self._request, self.response, self.response.write_eof(), 0)
 
     async def send(self, event: Any) -> None:
         """Send `event` as JSON."""
-        await self.response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
+        await self._write(b"data: " + msgspec.json.encode(event) + b"\n\n")
 
     async def done(self) -> None:
         """Send the mark that ends a complete stream."""
-        await self.response.write(b"data: [DONE]\n\n")
+        await self._write(b"data: [DONE]\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        await written(self._request, self.response, self.response.write(data), len(data))

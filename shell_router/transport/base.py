@@ -20,6 +20,10 @@ class GenerateRequest:
     sampling: Sampling
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    attempt: int = 1
+    """From the second on, what was asked before has failed: a worker that answers now should be found."""
+    near: tuple[str, str] | None = None
+    """Base URLs of the prefill and the decode worker that have much of the prompt's KV, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,12 @@ class PrefillSession(Protocol):
     async def append(self, ids: Sequence[int]) -> None:
         """Prefill `ids` after all earlier ones; returns when their KV is there."""
 
-    def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
-        """Prefill the rest of the prompt and answer. Without an append before it, this is one plain request.
+    def commit(self, ids: Sequence[int], *, keep: int | None = None, answered: int = 0) -> AsyncGenerator[Delta]:
+        """Make the prompt whole and answer it. Without an append before it, this is one plain request.
 
-        After an answer that failed, commit without ids asks again. A failed append loses nothing: commit sends its ids.
+        The prompt is the first `keep` tokens (without it all) of what was appended and committed before, and `ids`. Its
+        last `answered` tokens are of the answer itself, which goes on after them. A failed append loses nothing: its
+        ids are kept too.
         """
 
     async def close(self) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from shell_router.errors import EngineError, EngineUnreachable
+from shell_router.config import LimitsConfig
+from shell_router.errors import EngineError, EngineSilent, EngineTooSlow, EngineUnreachable
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 
 JSON = {"Content-Type": "application/json"}
+_READY_BOUNDS = aiohttp.ClientTimeout(total=5)
 
 
 class _FinishReason(msgspec.Struct):
@@ -45,23 +47,59 @@ class _Chunk(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
+_REFUSALS = frozenset({400, 401, 403, 404, 413, 422})
+"""What is said of a request, and not of the moment."""
+
+
 class ErrorStatus(EngineError):
-    """An engine's answer with an error status; `said` is its body."""
+    """An engine's answer with an error status; `answered` is that, `said` its body."""
 
     def __init__(self, url: str, status: int, body: bytes) -> None:
         super().__init__(f"{url} answered {status}: {body[:500].decode(errors='replace')}")
+        self.answered = status
         self.said = body
+        self.refused = status in _REFUSALS
+
+
+def bounds_of(limits: LimitsConfig) -> aiohttp.ClientTimeout:
+    """The bounds on a request that computes something."""
+    return aiohttp.ClientTimeout(
+        total=limits.request_timeout_s, sock_connect=limits.connect_timeout_s, sock_read=limits.idle_timeout_s
+    )
 
 
 @contextmanager
-def telling(url: str) -> Iterator[None]:
-    """Raise what goes wrong on the way to `url` and back as `EngineError`s."""
+def telling(url: str, bounds: aiohttp.ClientTimeout) -> Iterator[None]:
+    """Raise what goes wrong on the way to `url` and back, `bounds` passed among it, as `EngineError`s."""
     try:
         yield
+    except aiohttp.ConnectionTimeoutError as error:
+        raise EngineUnreachable(f"{url} took no connection{_within(bounds.sock_connect, bounds.total)}") from error
+    except aiohttp.SocketTimeoutError as error:
+        raise EngineSilent(f"{url} sent nothing{_within(bounds.sock_read)}") from error
     except aiohttp.ClientConnectorError as error:
         raise EngineUnreachable(f"{url} cannot be reached: {error}") from error
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except aiohttp.ClientError as error:
         raise EngineError(f"{url} broke off: {error or type(error).__name__}") from error
+    except TimeoutError as error:
+        raise EngineTooSlow(f"{url} did not end{_within(bounds.total)}") from error
+
+
+def _within(*bounds: float | None) -> str:
+    least = min((bound for bound in bounds if bound is not None), default=None)
+    return "" if least is None else f" within {least:g} s"
+
+
+async def check_answers(
+    client: aiohttp.ClientSession, model: str, url: str, headers: Mapping[str, str] | None = None
+) -> None:
+    """Raise `EngineError` unless a GET of `url`, which serves `model`, answers 200 soon."""
+    try:
+        async with client.get(url, headers=headers, timeout=_READY_BOUNDS) as reply:
+            if reply.status != 200:
+                raise EngineError(f"model {model!r}: {url} answered {reply.status}")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise EngineUnreachable(f"model {model!r}: {url} cannot be reached") from error
 
 
 async def check_status(url: str, reply: aiohttp.ClientResponse) -> None:
@@ -84,11 +122,11 @@ async def stream_answer(
 ) -> AsyncGenerator[Delta]:
     """Post `body` (JSON) and pass the answer's tokens on as they come. A stream without an end raises."""
     finished = False
-    with telling(url):
+    with telling(url, bounds):
         async with client.post(url, data=body, headers=JSON, timeout=bounds) as reply:
             await check_status(url, reply)
             # Read to the end: a connection is reused only when nothing is left in it.
-            async for data in _sse(reply):
+            async for data in events(reply):
                 delta = read_delta(data)
                 finished = finished or delta.finish is not None
                 yield delta
@@ -96,11 +134,12 @@ async def stream_answer(
         raise EngineError(f"{url} ended its stream before the answer was finished")
 
 
-async def _sse(reply: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def events(reply: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """The `data:` payloads of a server-sent event stream, `[DONE]` left out."""
     async for line in reply.content:
-        if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
-            yield line[6:]
+        field, _, data = line.partition(b":")
+        if field == b"data" and (data := data.strip()) != b"[DONE]":
+            yield data
 
 
 def read_delta(data: bytes) -> Delta:

@@ -1,20 +1,28 @@
-"""Engines over HTTP: `/generate` through sglang-router, aborts to the workers themselves."""
+"""Engines over HTTP: `/generate` through sglang-router, aborts to the workers themselves.
+
+A request that failed before, or whose KV is known to be on some pair, goes past sglang-router to workers that answer
+now: sglang-router goes on for a while to send requests to a worker that is gone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
+from sglang_ext.protocol import Status
 from shell_router.config import LimitsConfig, ModelConfig
-from shell_router.errors import EngineError, EngineUnreachable
+from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, GenerateRequest
-from shell_router.transport.generate import sampling_params, stream_answer
-from shell_router.transport.workers import Workers
-
-_READY_TIMEOUT = aiohttp.ClientTimeout(total=5)
+from shell_router.transport.both import answer_of_pair
+from shell_router.transport.generate import bounds_of, check_answers, sampling_params, stream_answer
+from shell_router.transport.workers import Workers, new_room
 
 
 class HttpEngine:
@@ -24,28 +32,56 @@ class HttpEngine:
         self._models = models
         self._client = client
         self._workers = Workers(client, limits)
-        self._stream_timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=limits.connect_timeout_s, sock_read=limits.idle_timeout_s
-        )
+        self._bounds = bounds_of(limits)
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        url = f"{self._models[request.model].router_url}/generate"
-        return stream_answer(self._client, url, _body(request), self._stream_timeout)
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
+        answer = await self._past_router(request) if request.attempt > 1 or request.near is not None else None
+        if answer is None:
+            url = f"{self._models[request.model].router_url}/generate"
+            answer = stream_answer(self._client, url, msgspec.json.encode(_body(request)), self._bounds)
+        async with aclosing(answer) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _past_router(self, request: GenerateRequest) -> AsyncGenerator[Delta] | None:
+        """The answer of workers that are known to be there; None when none is."""
+        config = self._models[request.model]
+        body = _body(request)
+        known = [(each.prefill, each.decode) for each in config.pairs]
+        for pairs in ([request.near] if request.near is not None else [], known):
+            statuses = await self._statuses({url for pair in pairs for url in pair})
+            alive = [(prefill, decode) for prefill, decode in pairs if prefill in statuses and decode in statuses]
+            if alive:
+                prefill, decode = secrets.choice(alive)
+                joint = {
+                    "bootstrap_host": urlsplit(prefill).hostname,
+                    "bootstrap_port": statuses[prefill].bootstrap_port,
+                    "bootstrap_room": new_room(),
+                }
+                return answer_of_pair(
+                    self._workers.send_kv(prefill, msgspec.json.encode(body | joint | {"stream": False})),
+                    stream_answer(self._client, f"{decode}/generate", msgspec.json.encode(body | joint), self._bounds),
+                )
+        workers = list(await self._statuses(config.workers))
+        if not workers:
+            return None
+        url = f"{secrets.choice(workers)}/generate"
+        return stream_answer(self._client, url, msgspec.json.encode(body), self._bounds)
+
+    async def _statuses(self, workers: Iterable[str]) -> dict[str, Status]:
+        """The status of those of `workers` that tell it."""
+        asked = tuple(workers)
+        answers = await asyncio.gather(*(self._workers.status(url) for url in asked), return_exceptions=True)
+        return {url: answer for url, answer in zip(asked, answers, strict=True) if isinstance(answer, Status)}
 
     async def abort(self, model: str, request_id: str) -> None:
-        pairs = self._models[model].pairs
-        # A worker may stand in several pairs. Nobody but sglang-router knows which pair has the request.
-        workers = dict.fromkeys(url for pair in pairs for url in (pair.decode, pair.prefill))
-        await asyncio.gather(*(self._abort_on(worker, request_id) for worker in workers))
+        config = self._models[model]
+        # A worker may stand in several pairs. Nobody but sglang-router knows which of all workers have the request.
+        paired = dict.fromkeys(url for pair in config.pairs for url in (pair.decode, pair.prefill))
+        await asyncio.gather(*(self._abort_on(worker, request_id) for worker in (*paired, *config.workers)))
 
     async def check_ready(self, model: str) -> None:
-        url = f"{self._models[model].router_url}/readiness"
-        try:
-            async with self._client.get(url, timeout=_READY_TIMEOUT) as reply:
-                if reply.status != 200:
-                    raise EngineError(f"model {model!r}: {url} answered {reply.status}")
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineUnreachable(f"model {model!r}: {url} cannot be reached") from error
+        await check_answers(self._client, model, f"{self._models[model].router_url}/readiness")
 
     async def _abort_on(self, worker: str, request_id: str) -> None:
         try:
@@ -54,14 +90,12 @@ class HttpEngine:
             raise EngineError(f"{worker} did not take the abort of {request_id}: {error.message}") from error
 
 
-def _body(request: GenerateRequest) -> bytes:
-    return msgspec.json.encode(
-        {
-            "rid": request.request_id,
-            "input_ids": request.input_ids,
-            "sampling_params": sampling_params(request),
-            "stream": True,
-            "return_logprob": True,
-            "logprob_start_len": -1,
-        }
-    )
+def _body(request: GenerateRequest) -> dict[str, Any]:
+    return {
+        "rid": request.request_id,
+        "input_ids": request.input_ids,
+        "sampling_params": sampling_params(request),
+        "stream": True,
+        "return_logprob": True,
+        "logprob_start_len": -1,
+    }

@@ -1,7 +1,8 @@
 """Prompts by incremental prefill inside the engine, and by plain requests whenever that fails.
 
 The first append opens a session on one pair of workers. Whatever goes wrong before the answer's first token, the
-answer is asked for once more as one plain request with the whole prompt: always right, only slower, and counted.
+answer is asked for once more as one plain request with the whole prompt: always right, only slower, and counted. So is
+one whose prompt was rewritten after parts of it had been sent, and the rest of one that broke off.
 """
 
 from __future__ import annotations
@@ -99,10 +100,13 @@ class IncrementalSession:
             else:
                 await self._append(self._remote, ids)
 
-    async def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+    async def commit(self, ids: Sequence[int], *, keep: int | None = None, answered: int = 0) -> AsyncGenerator[Delta]:
         async with self._turn:
             self._check_not_closed()
-            self._ids.extend(ids)
+            if keep is not None and keep < len(self._ids) and self._remote is not None and self._fallback is None:
+                # What a session has been sent cannot be taken back. The plain request finds what of it is still right.
+                self._fall_back("rewritten")
+            self._ids[len(self._ids) if keep is None else keep :] = ids
             if self._remote is not None and self._fallback is None:
                 begun = False
                 try:
@@ -114,12 +118,12 @@ class IncrementalSession:
                     return
                 except EngineError as error:
                     self._blame_pair(self._remote.pair, error)
+                    self._check_not_closed()
+                    self._fall_back("lost" if problem_in(error) else "broken", error)
                     if begun:
                         # What has been read of the answer cannot be taken back.
                         raise
-                    self._check_not_closed()
-                    self._fall_back("lost" if problem_in(error) else "broken", error)
-            async with aclosing(self._commit_plainly(ids)) as deltas:
+            async with aclosing(self._commit_plainly(answered)) as deltas:
                 async for delta in deltas:
                     yield delta
 
@@ -162,16 +166,20 @@ class IncrementalSession:
             raise
         self._counts.appended(len(ids))
 
-    async def _commit_plainly(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+    async def _commit_plainly(self, answered: int) -> AsyncGenerator[Delta]:
         remote = self._remote
         if self._requests is None:
             # An id of its own: the session's may still be in use on the workers. It does not begin with the session's,
             # for whose abort SGLang would take it.
             name = self._answer.request_id if remote is None else f"whole-{self._answer.request_id}"
-            self._requests = ResendSession(self._engine, dataclasses.replace(self._answer, request_id=name))
-            ids = self._ids
+            request = dataclasses.replace(self._answer, request_id=name)
+            if remote is not None and self._fallback == "broken":
+                request = dataclasses.replace(request, attempt=2)
+            elif remote is not None:
+                request = dataclasses.replace(request, near=(remote.pair.prefill, remote.pair.decode))
+            self._requests = ResendSession(self._engine, request)
         try:
-            async with aclosing(self._requests.commit(ids)) as deltas:
+            async with aclosing(self._requests.commit(self._ids, keep=0, answered=answered)) as deltas:
                 async for delta in deltas:
                     # Not sooner: an open session keeps the prompt's KV from being evicted.
                     if remote is not None:

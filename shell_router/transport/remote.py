@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -17,15 +16,15 @@ import msgspec
 from sglang_ext.protocol import AppendRequest, CommitRequest, OpenRequest, SessionReply
 from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, GenerateRequest
+from shell_router.transport.both import answer_of_pair, stop_tasks
 from shell_router.transport.generate import sampling_params
 from shell_router.transport.pairs import Pair
-from shell_router.transport.workers import Workers
+from shell_router.transport.workers import Workers, new_room
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ROOMS = 2**63 - 1
 _OPENING_S = 10.0
 
 
@@ -51,7 +50,7 @@ class RemoteSession:
             session_id=self._answer.request_id,
             bootstrap_host=self.pair.bootstrap_host,
             bootstrap_port=self.pair.bootstrap_port,
-            bootstrap_room=secrets.randbelow(_ROOMS) + 1,
+            bootstrap_room=new_room(),
             max_prompt_tokens=self._max_prompt_tokens,
             input_ids=list(ids),
         )
@@ -91,15 +90,13 @@ class RemoteSession:
             sampling_params=sampling_params(self._answer),
             return_logprob=True,
         )
-        prefill = asyncio.create_task(self._workers.commit(self.pair.prefill, request))
         streamed = msgspec.structs.replace(request, stream=True)
-        try:
-            async with aclosing(self._workers.answer(self.pair.decode, streamed)) as deltas:
-                yield await _first(deltas, prefill)
-                async for delta in deltas:
-                    yield delta
-        finally:
-            await _stop(prefill)
+        answer = answer_of_pair(
+            self._workers.commit(self.pair.prefill, request), self._workers.answer(self.pair.decode, streamed)
+        )
+        async with aclosing(answer) as deltas:
+            async for delta in deltas:
+                yield delta
         self._leave()
 
     def begin_end(self) -> None:
@@ -119,7 +116,7 @@ class RemoteSession:
         if opening:
             # An open that arrived after that has made a session.
             await asyncio.wait(opening, timeout=_OPENING_S)
-            await _stop(*opening)
+            await stop_tasks(*opening)
             await self._stop_both()
         self._leave()
 
@@ -154,25 +151,4 @@ async def _both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, T]) -> t
     try:
         return await asyncio.gather(*tasks)
     finally:
-        await _stop(*tasks)
-
-
-async def _first(deltas: AsyncGenerator[Delta], prefill: asyncio.Task[None]) -> Delta:
-    """The first delta that says something. Raises what `prefill` raises if that comes sooner."""
-    while True:
-        turn: asyncio.Task[Delta] = asyncio.ensure_future(anext(deltas))
-        try:
-            await asyncio.wait((turn, prefill), return_when=asyncio.FIRST_COMPLETED)
-            if not turn.done():
-                prefill.result()
-            delta = await turn
-        finally:
-            await _stop(turn)
-        if delta.ids or delta.text or delta.finish is not None:
-            return delta
-
-
-async def _stop(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_tasks(*tasks)

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 
+import msgspec
+
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.record import Fallback, ServedBy
@@ -57,17 +59,23 @@ class ResendSession:
                 async for _ in deltas:
                     pass
 
-    async def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
+    async def commit(self, ids: Sequence[int], *, keep: int | None = None, answered: int = 0) -> AsyncGenerator[Delta]:
         async with self._turn:
-            self._ids.extend(ids)
+            self._ids[len(self._ids) if keep is None else keep :] = ids
             self._commits += 1
             if self._running is not None:
                 # What failed here may still run there. If that worker is gone, so is the request.
                 with suppress(EngineError):
                     await self.close()
             again = f"-again{self._commits - 1}" if self._commits > 1 else ""
+            sampling = self._answer.sampling
             answer = dataclasses.replace(
-                self._answer, request_id=f"{self._answer.request_id}{again}", input_ids=tuple(self._ids)
+                self._answer,
+                request_id=f"{self._answer.request_id}{again}",
+                input_ids=tuple(self._ids),
+                attempt=self._answer.attempt + self._commits - 1,
+                near=self._answer.near if self._commits == 1 else None,
+                sampling=msgspec.structs.replace(sampling, max_new_tokens=sampling.max_new_tokens - answered),
             )
             async with aclosing(self._run(answer)) as deltas:
                 async for delta in deltas:

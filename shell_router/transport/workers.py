@@ -5,6 +5,7 @@ Errors are `EngineError`s; `problem_in` finds what a worker that refused a call 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
@@ -30,12 +31,21 @@ from sglang_ext.protocol import (
 from shell_router.config import LimitsConfig
 from shell_router.errors import EngineError
 from shell_router.transport.base import Delta
-from shell_router.transport.generate import JSON, ErrorStatus, check_status, read_delta, stream_answer, telling
+from shell_router.transport.generate import (
+    JSON,
+    ErrorStatus,
+    bounds_of,
+    check_status,
+    read_delta,
+    stream_answer,
+    telling,
+)
 
 T = TypeVar("T")
 
-_STOP_TIMEOUT = aiohttp.ClientTimeout(total=10)
-_STATUS_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_ROOMS = 2**63 - 1
+_STOP_BOUNDS = aiohttp.ClientTimeout(total=10)
+_STATUS_BOUNDS = aiohttp.ClientTimeout(total=5)
 
 
 class Workers:
@@ -43,14 +53,12 @@ class Workers:
 
     def __init__(self, client: aiohttp.ClientSession, limits: LimitsConfig) -> None:
         self._client = client
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=limits.connect_timeout_s, sock_read=limits.idle_timeout_s
-        )
+        self._bounds = bounds_of(limits)
 
     async def status(self, worker: str) -> Status:
         url = worker + STATUS_PATH
-        with telling(url):
-            async with self._client.get(url, timeout=_STATUS_TIMEOUT) as reply:
+        with telling(url, _STATUS_BOUNDS):
+            async with self._client.get(url, timeout=_STATUS_BOUNDS) as reply:
                 await check_status(url, reply)
                 return _read(url, await reply.read(), Status)
 
@@ -63,32 +71,41 @@ class Workers:
     async def commit(self, worker: str, request: CommitRequest) -> None:
         """Return when a prefill worker has sent the KV of the whole prompt."""
         url = worker + COMMIT_PATH
-        read_delta(await self._post(url, msgspec.json.encode(request), self._timeout))
+        read_delta(await self._post(url, msgspec.json.encode(request), self._bounds))
 
     def answer(self, worker: str, request: CommitRequest) -> AsyncGenerator[Delta]:
         """Commit to a decode worker, which answers as `/generate` does."""
-        return stream_answer(self._client, worker + COMMIT_PATH, msgspec.json.encode(request), self._timeout)
+        return stream_answer(self._client, worker + COMMIT_PATH, msgspec.json.encode(request), self._bounds)
+
+    async def send_kv(self, worker: str, body: bytes) -> None:
+        """Have a prefill worker compute a plain request; returns when it has sent the KV of the prompt."""
+        read_delta(await self._post(f"{worker}/generate", body, self._bounds))
 
     async def close(self, worker: str, session_id: str) -> None:
         url = worker + CLOSE_PATH
         body = msgspec.json.encode(CloseRequest(session_id=session_id))
-        _read(url, await self._post(url, body, _STOP_TIMEOUT), CloseReply)
+        _read(url, await self._post(url, body, _STOP_BOUNDS), CloseReply)
 
     async def abort(self, worker: str, request_id: str) -> None:
         """Stop the request of this id, and whatever has an id that begins with it: SGLang compares no further.
 
         Harmless when there is none.
         """
-        await self._post(f"{worker}/abort_request", msgspec.json.encode({"rid": request_id}), _STOP_TIMEOUT)
+        await self._post(f"{worker}/abort_request", msgspec.json.encode({"rid": request_id}), _STOP_BOUNDS)
 
     async def _session_call(self, url: str, request: OpenRequest | AppendRequest) -> SessionReply:
-        return _read(url, await self._post(url, msgspec.json.encode(request), self._timeout), SessionReply)
+        return _read(url, await self._post(url, msgspec.json.encode(request), self._bounds), SessionReply)
 
     async def _post(self, url: str, body: bytes, bounds: aiohttp.ClientTimeout) -> bytes:
-        with telling(url):
+        with telling(url, bounds):
             async with self._client.post(url, data=body, headers=JSON, timeout=bounds) as reply:
                 await check_status(url, reply)
                 return await reply.read()
+
+
+def new_room() -> int:
+    """A number by which the two workers of a pair know a transfer; no two have the same."""
+    return secrets.randbelow(_ROOMS) + 1
 
 
 def problem_in(error: EngineError) -> Problem | None:

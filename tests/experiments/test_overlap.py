@@ -275,6 +275,21 @@ def test_one_pair_is_measured(tmp_path: Path) -> None:
         target.cluster_pair(file, tmp_path, 3200)
 
 
+@pytest.mark.parametrize(
+    ("served", "told"),
+    [
+        ({"device": "cpu", "regular": [{}]}, "`regular` workers"),
+        ({"openai": {"url": "http://127.0.0.1:1/v1"}}, "an `openai` server"),
+    ],
+)
+def test_a_model_without_a_pair_is_refused(served: dict[str, Any], told: str, tmp_path: Path) -> None:
+    document = {"name": "c", "models": [{"name": "lone", "path": "builtin:tiny-llama", **served}]}
+    file = tmp_path / "lone.json"
+    file.write_text(json.dumps({**document, "shell_router": {"trees": []}}))
+    with pytest.raises(ConfigError, match=f"model 'lone' has none, but {told}"):
+        target.cluster_pair(file, tmp_path, 3200)
+
+
 @contextmanager
 def in_thread(**options: Any) -> Iterator[FakePair]:
     """A fake pair with a loop of its own, for `main`, which runs one too."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,11 @@ import pytest
 from launch import ask, cli, schema, state
 from launch.ask import AskError
 from launch.state import ClusterState, ProcessId, ProcessState
+from shell_router.app import build_app
+from shell_router.auth import Guard
+from shell_router.client_key import KEY_VARIABLE
+from tests.shell_router.serving import serving
+from tests.shell_router.test_openai_schema import CASES, Case
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,23 +151,133 @@ def test_ask_of_a_router_that_is_not_there(capsys: pytest.CaptureFixture[str]) -
     assert "Connection refused" in capsys.readouterr().err
 
 
+class FakeAnswer:
+    """An answer in two pieces, and what is told of it."""
+
+    def __init__(self, told: ask.Told | None = None) -> None:
+        self.told = told
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("for", "ty-two"))
+
+
 def test_ask_prints_the_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[tuple[str, ...]] = []
+    asked: list[tuple[object, ...]] = []
 
-    def answer(*arguments: str) -> tuple[str, ...]:
+    def answer(*arguments: object) -> FakeAnswer:
         asked.append(arguments)
-        return ("for", "ty-two")
+        return FakeAnswer(ask.Told(answered_by="root"))
 
-    monkeypatch.setattr(ask, "trees", lambda url: ("t", "u"))
+    monkeypatch.setattr(ask, "trees", lambda url, key: ("t", "u"))
     monkeypatch.setattr(ask, "ask", answer)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     running()
     assert cli.main(["ask", "why?"]) == 0
     assert cli.main(["ask", "--cluster", "c", "--tree", "u", "--mode", "blocking", "why?"]) == 0
+    monkeypatch.setenv(KEY_VARIABLE, "k\n")
+    assert cli.main(["ask", "--early-exit", "vote", "--deadline", "1.5", "why?"]) == 0
     assert asked == [
-        ("http://127.0.0.1:1", "t", "why?", "spliced"),
-        ("http://127.0.0.1:1", "u", "why?", "blocking"),
+        ("http://127.0.0.1:1", "t", "why?", {"mode": "spliced"}, None),
+        ("http://127.0.0.1:1", "u", "why?", {"mode": "blocking"}, None),
+        (
+            "http://127.0.0.1:1",
+            "t",
+            "why?",
+            {"mode": "spliced", "early_exit": {"mode": "vote"}, "deadline_s": 1.5},
+            "k",
+        ),
     ]
-    assert capsys.readouterr().out == "forty-two\n" * 2
+    captured = capsys.readouterr()
+    assert captured.out == "forty-two\n" * 3
+    assert captured.err == "graft: asking t (--tree takes t, u)\n" * 2, "nothing is remarkable about these runs"
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        (None, None),
+        (ask.Told(answered_by="root"), None),
+        (ask.Told(answered_by="p1", stand_in=True), "p1 answered in place of the root"),
+        (
+            ask.Told(degraded=True, missing={"a": ("p1", "p2"), "r": ("a",)}),
+            "degraded: no answer of p1, p2 for a; of a for r",
+        ),
+        (ask.Told(degraded=True), "degraded"),
+        (ask.Told(early_exits=1, tokens_saved=9), "exited early once, which saved up to 9 tokens"),
+        (
+            ask.Told(answered_by="p1", stand_in=True, degraded=True, early_exits=2, tokens_saved=9),
+            "p1 answered in place of the root; degraded; exited early 2 times, which saved up to 9 tokens",
+        ),
+    ],
+)
+def test_ask_remarks_on_a_run_that_was_not_as_usual(
+    told: ask.Told | None, line: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ask, "ask", lambda *_: FakeAnswer(told))
+    assert cli.main(["ask", "--url", "http://127.0.0.1:1", "--tree", "t", "why?"]) == 0
+    assert capsys.readouterr() == ("forty-two\n", "" if line is None else f"graft: {line}\n")
+
+
+@pytest.mark.parametrize(
+    "option", [("--deadline", "0"), ("--deadline", "soon"), ("--deadline", "inf"), ("--early-exit", "x")]
+)
+def test_ask_refuses_options_that_make_no_sense(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["ask", *option, "why?"])
+    assert f"argument {option[0]}: " in capsys.readouterr().err
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in ("secret\nX-Other: 1", "secret\udcff"):
+        monkeypatch.setitem(os.environ, KEY_VARIABLE, key)
+        assert cli.main(["ask", "--url", "http://127.0.0.1:1", "--tree", "t", "why?"]) == 2
+        captured = capsys.readouterr()
+        assert captured.err == "graft: the environment variable GRAFT_API_KEY holds characters that no key has\n"
+
+
+@pytest.mark.parametrize("command", [["ask", "--help"], ["run", "--help"]])
+def test_help_tells_where_the_key_comes_from(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(command)
+    assert "GRAFT_API_KEY" in capsys.readouterr().out
+
+
+async def test_ask_of_a_router_that_wants_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real one, with a run that exits early."""
+    key = "graft-key-ünïcode"
+    app = build_app(CASES["exited"].service(), body_bytes=10_000, guard=Guard(key))
+    async with serving(app) as client:
+        for given, code, told in (
+            (None, 1, "wants an API key"),
+            ("x", 1, "the API key is wrong"),
+            (key, 0, "exited early once"),
+        ):
+            monkeypatch.delenv(KEY_VARIABLE, raising=False)
+            if given is not None:
+                monkeypatch.setenv(KEY_VARIABLE, given)
+            # With `--tree`, and without: then the trees are asked for first.
+            for tree in (["--tree", "t"], []):
+                assert await asyncio.to_thread(cli.main, ["ask", "--url", client.url, *tree, "why?"]) == code
+                captured = capsys.readouterr()
+                assert told in captured.err
+                assert bool(captured.out) == (code == 0)
+
+
+async def test_options_reach_the_router(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    service = Case(held="p3").service()
+    async with serving(build_app(service, body_bytes=10_000)) as client:
+        command = ["ask", "--url", client.url, "--tree", "t", "why?"]
+        assert await asyncio.to_thread(cli.main, [*command, "--early-exit", "off", "--deadline", "0.05"]) == 1
+        assert "the run's deadline of 0.05 s has passed" in capsys.readouterr().err
+        assert service.runs()[0].record().early_exit.mode == "off"
+        assert await asyncio.to_thread(cli.main, [*command, "--early-exit", "paper", "--deadline", "9"]) == 0
+        assert service.runs()[0].record().early_exit.mode == "paper"
+        assert service.runs()[0].record().failures.deadline_s == 9
 
 
 def event(content: str | None) -> bytes:
@@ -168,16 +285,26 @@ def event(content: str | None) -> bytes:
 
 
 def test_a_stream_is_read_to_its_end() -> None:
-    lines = [event(None), b"\n", event("for"), b": ping\n", event("ty"), b'data: {"choices": []}\n', b"data: [DONE]\n"]
-    assert list(ask.read_stream(lines)) == ["for", "ty"]
+    account = b'data: {"choices": [], "graft": {"run": "run-1", "answered_by": "p1", "stand_in": true}}\n'
+    lines = [event(None), b"\n", event("for"), b": ping\n", event("ty"), account, b"data: [DONE]\n"]
+    answer = ask.Answer(lines)
+    assert list(answer) == ["for", "ty"]
+    assert answer.told == ask.Told(answered_by="p1", stand_in=True)
+    older = ask.Answer([event("x"), b"data: [DONE]\n"])
+    assert list(older) == ["x"]
+    assert older.told is None, "a router may tell nothing"
 
 
 @pytest.mark.parametrize(
     ("end", "message"),
-    [([], "broke off"), ([b'data: {"error": {"message": "agent x failed"}}\n'], "agent x failed")],
+    [
+        ([], "broke off"),
+        ([b'data: {"error": {"message": "agent x failed"}}\n'], "agent x failed"),
+        ([b"data: nonsense\n"], "cannot be read"),
+    ],
 )
 def test_a_broken_stream_is_no_answer(end: list[bytes], message: str) -> None:
-    pieces = ask.read_stream([event("for"), *end])
+    pieces = iter(ask.Answer([event("for"), *end]))
     assert next(pieces) == "for"
     with pytest.raises(AskError, match=message):
         next(pieces)

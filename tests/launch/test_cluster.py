@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,18 @@ import pytest
 
 from launch import cluster as cluster_module
 from launch import command, process, state
-from launch.cluster import Cluster, ClusterError
+from launch.cluster import ROUTER_CONFIG, Cluster, ClusterError
 from launch.command import Command, Plan
-from launch.config import ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig, ShellRouterConfig
+from launch.config import (
+    ClusterConfig,
+    DecodeConfig,
+    ModelConfig,
+    OpenAIConfig,
+    PrefillConfig,
+    ShellRouterConfig,
+)
 from launch.ports import PortChooser
+from shell_router.config import LimitsConfig
 from tests.waiting import wait_until
 
 # Answers each path of a JSON object {path: [status, body]} on a port; anything else gets 404.
@@ -34,6 +44,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
 print("serving", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+# A shell router that drains: told to end, it takes a while, and then finds the others still serving.
+DRAINING = (
+    """
+import json, os, pathlib, signal, time, urllib.request
+def drain(*_):
+    time.sleep(0.3)
+    state = json.loads((pathlib.Path(os.environ["GRAFT_HOME"]) / "run" / "fake.json").read_text())
+    for one in state["processes"]:
+        if "shell" not in one["name"]:
+            path = "/readiness" if "router" in one["name"] else "/health"
+            urllib.request.urlopen(one["url"] + path, timeout=5)
+    print("drained", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, drain)
+"""
+    + SERVER
+)
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVER
 Answers = dict[str, tuple[int, str]]
 
 
@@ -205,3 +233,57 @@ def test_a_second_cluster_of_the_name_is_refused_and_the_first_lives_on(make: Ca
             Cluster(CONFIG, cluster.run_dir, progress=False).__enter__()
         cluster.check()
         wait_until(lambda: len(process.members(groups())) == 8)
+
+
+def test_the_shell_router_drains_while_the_workers_serve(make: Callable[..., Cluster], tmp_path: Path) -> None:
+    with make(scripts={"shell-router": DRAINING}):
+        ours = groups()
+    assert process.members(ours) == set()
+    assert (tmp_path / "run" / "shell-router.log").read_text().endswith("drained\n")
+
+
+def endless_drain() -> ShellRouterConfig:
+    return msgspec.structs.replace(CONFIG.shell_router, limits=LimitsConfig(drain_s=3600.0))
+
+
+def test_an_interrupt_ends_the_drain_and_all_else(make: Callable[..., Cluster]) -> None:
+    with make(scripts={"shell-router": STUBBORN}, shell_router=endless_drain()) as cluster:
+        ours = groups()
+        timer = threading.Timer(0.3, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            cluster.stop()
+        timer.join()
+        assert process.members(ours) == set()
+        assert state.read("fake") is None
+
+
+def test_no_drain_when_a_worker_has_died(make: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "GRACE_S", 0.2)
+    with make(scripts={"shell-router": STUBBORN}, shell_router=endless_drain()) as cluster:
+        found = state.read("fake")
+        assert found is not None
+        decode = next(one.id.pid for one in found.processes if one.name == "m-decode-0")
+        (worker,) = psutil.Process(decode).children()
+        worker.kill()
+        with pytest.raises(ClusterError, match="m-decode-0 died"):
+            cluster.watch()
+
+
+def test_nothing_is_started_for_a_server_of_others(make: Callable[..., Cluster], tmp_path: Path) -> None:
+    other = ModelConfig(name="x", path="owner/x", openai=OpenAIConfig(url="http://host/v1"))
+    with make(models=(*CONFIG.models, other)) as cluster:
+        assert set(cluster.router_urls) == {"m"}
+        assert len(process.members(groups())) == 8
+    written = json.loads((tmp_path / "run" / ROUTER_CONFIG).read_bytes())
+    assert [model["router_url"] for model in written["models"]] == [cluster.router_urls["m"], "http://host/v1"]
+
+
+def test_a_regular_worker_is_none_of_a_pair(make: Callable[..., Cluster], tmp_path: Path) -> None:
+    models = (ModelConfig(name="m", path="owner/name", device="cpu", regular=(DecodeConfig(),)),)
+    serving = {"/incremental_prefill/status": (200, status("unified")), "/health": (200, "")}
+    with make({"m-regular-0": serving}, models=models) as cluster:
+        assert [worker.role for worker in cluster.workers] == ["regular"]
+    paired = {**serving, "/incremental_prefill/status": (200, status("decode"))}
+    with pytest.raises(ClusterError, match="is a decode worker, not a regular worker"):
+        make({"m-regular-0": paired}, models=models).__enter__()

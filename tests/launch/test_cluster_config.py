@@ -19,6 +19,7 @@ SOUND: dict[str, Any] = {
     "models": [{"name": "m", "path": "builtin:tiny-llama", "device": "cpu", "prefill": [{}], "decode": [{}]}],
     "shell_router": {"trees": ["../trees/t.json"]},
 }
+SERVER = {"url": "http://host/v1"}
 
 
 def written(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -41,9 +42,13 @@ def model(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: d.pop("name"), "missing required field `name`", ""),
         (lambda d: d.update(name="a b"), "matching regex", "$.name"),
         (lambda d: d.update(models=[]), "length >= 1", "$.models"),
-        (lambda d: model(d).pop("prefill"), "missing required field `prefill`", "$.models[0]"),
-        (lambda d: model(d).update(prefill=[]), "length >= 1", "$.models[0].prefill"),
-        (lambda d: model(d).update(decode=[]), "length >= 1", "$.models[0].decode"),
+        (lambda d: model(d).pop("prefill"), "`decode` workers need at least one `prefill`", "$.models[0].prefill"),
+        (lambda d: model(d).update(decode=[]), "`prefill` workers need at least one `decode`", "$.models[0].decode"),
+        (lambda d: model(d).update(prefill=[], decode=[]), "or `regular` workers, or `openai`", "$.models[0]"),
+        (lambda d: model(d).update(regular=[{}]), "`regular` workers has no others", "$.models[0].prefill"),
+        (lambda d: model(d).update(openai=SERVER), "`openai` has no workers", "$.models[0].prefill"),
+        (lambda d: model(d).update(openai={**SERVER, "url": "host/v1"}), "matching regex", "$.models[0].openai.url"),
+        (lambda d: model(d).pop("device"), "Workers need a device", "$.models[0].device"),
         (lambda d: model(d).update(device="tpu"), "Invalid enum value 'tpu'", "$.models[0].device"),
         (lambda d: model(d).update(page_size=0), ">= 1", "$.models[0].page_size"),
         (lambda d: model(d).update(mem_fraction_static=1.5), "< 1.0", "$.models[0].mem_fraction_static"),
@@ -75,6 +80,23 @@ def test_errors_name_the_file_and_the_json_path(
     assert str(caught.value).startswith(f"{path}: ")
     if place:
         assert str(caught.value).endswith(f" - at `{place}`")
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        {"regular": [{"cores": [0]}]},
+        {"openai": {"url": "https://host/v1", "served_name": "a/b", "key_env": "KEY"}, "device": None},
+    ],
+)
+def test_other_ways_to_serve(tmp_path: Path, served: dict[str, Any]) -> None:
+    def change(document: dict[str, Any]) -> None:
+        (one,) = document["models"]
+        del one["prefill"], one["decode"]
+        one.update(served)
+
+    config = load_cluster(written(tmp_path, change))
+    assert len(list(config.workers())) == len(served.get("regular", []))
 
 
 @pytest.mark.parametrize(

@@ -10,26 +10,26 @@ from launch.config import (
     ClusterConfig,
     DecodeConfig,
     ModelConfig,
+    OpenAIConfig,
     PrefillConfig,
     SglangRouterConfig,
     ShellRouterConfig,
 )
 from sglang_ext.settings import SessionSettings
-from shell_router.config import PairConfig
+from shell_router.config import EmbeddingConfig, PairConfig
 
 
 def planned(*models: ModelConfig, shell_router: ShellRouterConfig | None = None) -> Plan:
     config = ClusterConfig(name="c", models=models, shell_router=shell_router or ShellRouterConfig(trees=("/t.json",)))
     ports = itertools.count(20001)
-    return plan(
-        config, {model.name: f"/models/{model.name}" for model in models}, lambda: next(ports), Path("/run/r.json")
-    )
+    paths = {path: f"/resolved/{path}" for _, path in config.paths()}
+    return plan(config, paths, lambda: next(ports), Path("/run/r.json"))
 
 
-def cpu_model(name: str = "m", prefill: int = 1, decode: int = 1) -> ModelConfig:
+def cpu_model(name: str = "m", prefill: int = 1, decode: int = 1, *, path: str = "builtin:tiny-llama") -> ModelConfig:
     return ModelConfig(
         name=name,
-        path="builtin:tiny-llama",
+        path=path,
         device="cpu",
         dtype="bfloat16",
         max_total_tokens=20000,
@@ -50,7 +50,7 @@ def test_cpu_workers() -> None:
     for worker, role in ((prefill, "prefill"), (decode, "decode")):
         command = worker.command
         assert command.argv[1:3] == ("-m", "sglang_ext.cpu.serve")
-        assert value(command, "--model-path") == "/models/m"
+        assert value(command, "--model-path") == "/resolved/builtin:tiny-llama"
         assert value(command, "--device") == "cpu"
         assert value(command, "--dtype") == "bfloat16"
         assert value(command, "--context-length") == "4096"
@@ -136,6 +136,53 @@ def test_gpu_workers() -> None:
     assert "--disaggregation-decode-retraction-backup" not in decode.command.argv
 
 
+def test_regular_workers_know_nothing_of_disaggregation() -> None:
+    model = ModelConfig(
+        name="m",
+        path="p/q",
+        device="cpu",
+        regular=(DecodeConfig(cores=(0,)), DecodeConfig(radix_cache=False)),
+    )
+    result = planned(model)
+    one, other = result.workers
+    for worker in (one, other):
+        assert worker.role == "regular"
+        assert worker.bootstrap_port is None
+        assert worker.command.argv[1:3] == ("-m", "sglang_ext.cpu.serve")
+        assert "--incremental-streaming-output" in worker.command.argv
+        assert not [flag for flag in worker.command.argv if flag.startswith("--disaggregation")]
+    assert "--disable-radix-cache" not in one.command.argv
+    assert "--disable-radix-cache" in other.command.argv
+    assert [worker.command.name for worker in (one, other)] == ["m-regular-0", "m-regular-1"]
+
+    router = result.models[0].router.command.argv
+    assert router[router.index("--worker-urls") :] == ("--worker-urls", one.url, other.url)
+    assert "--pd-disaggregation" not in router
+    (routed,) = result.router_config.models
+    assert (routed.backend, routed.pairs, routed.workers) == ("sglang", (), (one.url, other.url))
+
+
+def test_for_a_server_of_others_nothing_is_started() -> None:
+    server = OpenAIConfig(url="https://host/v1", served_name="org/x", key_env="KEY")
+    result = planned(cpu_model(), ModelConfig(name="x", path="o/x", openai=server, context_length=100))
+    assert [model.name for model in result.models] == ["m"]
+    routed = result.router_config.models[1]
+    assert (routed.name, routed.backend, routed.router_url) == ("x", "openai", "https://host/v1")
+    assert (routed.served_name, routed.upstream_key_env) == ("org/x", "KEY")
+    assert (routed.tokenizer, routed.context_length) == ("/resolved/o/x", 100)
+    assert planned(ModelConfig(name="x", path="o/x", openai=server)).workers == ()
+
+
+def test_the_shell_router_is_told_of_the_key_and_the_embedding_model() -> None:
+    embedding = EmbeddingConfig(path="builtin:all-minilm-l6-v2", threads=2)
+    shell_router = ShellRouterConfig(trees=(), api_key_env="KEY", embedding=embedding)
+    config = planned(cpu_model(), shell_router=shell_router).router_config
+    assert config.api_key_env == "KEY"
+    assert config.embedding == EmbeddingConfig(path="/resolved/builtin:all-minilm-l6-v2", threads=2)
+    config = planned(cpu_model()).router_config
+    assert (config.api_key_env, config.embedding) == (None, None)
+
+
 def test_own_flags_come_last_and_the_nearest_wins() -> None:
     model = ModelConfig(
         name="m",
@@ -190,11 +237,13 @@ def test_sglang_router_knows_every_worker_of_its_model_only() -> None:
 
 def test_the_shell_router_knows_every_model_and_pair() -> None:
     result = planned(
-        cpu_model("m", 2, 1), cpu_model("n"), shell_router=ShellRouterConfig(host="0.0.0.0", trees=("/t",))
+        cpu_model("m", 2, 1),
+        cpu_model("n", path="o/n"),
+        shell_router=ShellRouterConfig(host="0.0.0.0", trees=("/t",)),
     )
     config = result.router_config
     assert [model.name for model in config.models] == ["m", "n"]
-    assert [model.tokenizer for model in config.models] == ["/models/m", "/models/n"]
+    assert [model.tokenizer for model in config.models] == ["/resolved/builtin:tiny-llama", "/resolved/o/n"]
     assert [model.router_url for model in config.models] == [model.router.url for model in result.models]
     prefill_1, prefill_2, decode = result.models[0].workers
     assert config.models[0].pairs == (

@@ -16,8 +16,16 @@ import psutil
 import pytest
 
 from launch import preflight
-from launch.config import ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig, ShellRouterConfig
+from launch.config import (
+    ClusterConfig,
+    DecodeConfig,
+    ModelConfig,
+    OpenAIConfig,
+    PrefillConfig,
+    ShellRouterConfig,
+)
 from launch.preflight import PreflightError
+from shell_router.config import EmbeddingConfig
 
 CORE = min(os.sched_getaffinity(0))
 MODEL = ModelConfig(
@@ -100,6 +108,33 @@ def test_a_model_that_does_not_exist() -> None:
     assert "unknown builtin model 'gpt-7'" in problem(with_model(path="builtin:gpt-7"))
 
 
+def test_an_embedding_model_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell_router = ShellRouterConfig(trees=(), embedding=EmbeddingConfig(path="./nowhere"))
+    cluster = msgspec.structs.replace(config(), shell_router=shell_router)
+    monkeypatch.setattr(preflight, "_installed", lambda module: False)
+    path, package = preflight.find_problems(cluster)
+    assert path == "$.shell_router.embedding.path: model path ./nowhere does not exist"
+    assert "pip install 'graft-moa[early-exit]'" in package
+
+
+def test_keys_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = OpenAIConfig(url="http://host/v1", key_env="GRAFT_TEST_UPSTREAM")
+    cluster = ClusterConfig(
+        name="c",
+        models=(ModelConfig(name="m", path="o/m", openai=server),),
+        shell_router=ShellRouterConfig(trees=(), api_key_env="GRAFT_TEST_KEY"),
+    )
+    monkeypatch.setenv("GRAFT_TEST_UPSTREAM", " ")
+    monkeypatch.delenv("GRAFT_TEST_KEY", raising=False)
+    assert list(preflight.find_problems(cluster)) == [
+        "$.models[0].openai.key_env: the environment variable GRAFT_TEST_UPSTREAM is not set, or empty",
+        "$.shell_router.api_key_env: the environment variable GRAFT_TEST_KEY is not set, or empty",
+    ]
+    monkeypatch.setenv("GRAFT_TEST_UPSTREAM", "a")
+    monkeypatch.setenv("GRAFT_TEST_KEY", "b")
+    preflight.check(cluster)
+
+
 def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
 
@@ -113,6 +148,9 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.Mon
     assert found[0].startswith("sglang==0.5.23 is needed, 0.5.0 is installed; `make setup` installs it")
     assert found[1].startswith("the package nixl is not installed; ")
     assert len(found) == 2
+    # Where no worker is started, no engine is needed.
+    server = OpenAIConfig(url="http://host/v1")
+    preflight.check(config(ModelConfig(name="m", path="o/m", openai=server)))
 
 
 def test_disk_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,9 @@ def test_scripts_explain_themselves(script: Path) -> None:
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_workers_start_as_the_launcher_starts_them(role: str, printer: str) -> None:
     config = load_cluster(ROOT / "cfgs" / "cluster" / "cpu_smollm2.json")
-    workers = plan(config, {"smollm2": "/models/m"}, lambda: 1, Path("r.json")).workers
+    workers = plan(
+        config, dict.fromkeys((path for _, path in config.paths()), "/models/m"), lambda: 1, Path("r.json")
+    ).workers
     (argv,) = (worker.command.argv for worker in workers if worker.role == role)
     done = bash(str(LAUNCH / f"{role}.sh"), PYTHON=printer, CORES="0", PORT="1", BOOTSTRAP_PORT="1")
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from launch import state, supervisor
+from launch.cluster import ROUTER_CONFIG
 from launch.state import ClusterRunning, ClusterState, ProcessId, ProcessState
+from shell_router.config import LimitsConfig, RouterConfig
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +101,31 @@ def test_down_ends_what_is_ours_and_spares_a_reused_pid(sleeper: subprocess.Pope
     supervisor.take_down(cluster(dead(), living))
     assert not living.alive()
     assert state.read("c") is None
+
+
+# A launcher that takes its time to stop, and says how it ended.
+SLOW = """
+import pathlib, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("ready", flush=True)
+signal.sigwait([signal.SIGTERM])
+time.sleep(1)
+pathlib.Path(sys.argv[1]).touch()
+"""
+
+
+@pytest.mark.parametrize("drain_s", [60.0, 0.0])
+def test_down_gives_a_launcher_the_time_that_its_router_drains(
+    drain_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_STOP_S", 0.1)
+    config = RouterConfig(models=(), trees=(), limits=LimitsConfig(drain_s=drain_s))
+    (tmp_path / ROUTER_CONFIG).write_bytes(msgspec.json.encode(config))
+    done = tmp_path / "done"
+    launcher = subprocess.Popen([sys.executable, "-c", SLOW, str(done)], stdout=subprocess.PIPE)
+    with launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == b"ready\n"
+        running = msgspec.structs.replace(cluster(ProcessId.of(launcher.pid)), run_dir=str(tmp_path))
+        supervisor.take_down(running)
+    assert done.exists() == (drain_s > 0)

@@ -13,12 +13,17 @@ from aiohttp import web
 
 from shell_router.admission import Admission
 from shell_router.app import build_app
-from shell_router.config import ModelConfig
+from shell_router.assess.base import Assessor
+from shell_router.config import LimitsConfig, ModelConfig
+from shell_router.core.tree import Tree
 from shell_router.record import Transport
 from shell_router.service import Service
+from shell_router.tokenizer import Tokenizer
 from shell_router.transport.base import GenerateRequest, SessionFactory
+from shell_router.transport.capabilities import SGLANG, Capabilities
 from shell_router.transport.fake import FakeEngine
 from shell_router.transport.resend import ResendSessions
+from tests.shell_router.fake_assessor import FakeAssessor
 from tests.shell_router.trees import ByteTokenizer, tree_4_2_1
 
 CHAT: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "why?"}]}
@@ -58,17 +63,41 @@ def resend_only(engine: FakeEngine) -> dict[Transport, SessionFactory]:
     return {"incremental": sessions, "resend": sessions}
 
 
-def limited_service(engine: FakeEngine, admission: Admission | None = None) -> Service:
-    """Serves `tree_4_2_1` as `t`."""
+def fake_service(
+    engine: FakeEngine,
+    *trees: Tree,
+    sessions: Mapping[Transport, SessionFactory] | None = None,
+    assessor: Assessor | None = None,
+    admission: Admission | None = None,
+    context_length: int = 4096,
+    limits: LimitsConfig | None = None,
+    tokenizers: Mapping[str, Tokenizer] | None = None,
+    capabilities: Mapping[str, Capabilities] | None = None,
+    compares: bool = True,
+) -> Service:
+    """Serves `trees`, or `tree_4_2_1` as `t`, with all models that these name on `engine`."""
+    served = trees or (tree_4_2_1(),)
+    names = {name for tree in served for name in tree.models}
     return Service(
-        trees=(tree_4_2_1(),),
-        models={"m": ModelConfig(name="m", tokenizer="-", router_url="-", pairs=(), context_length=4096, page_size=4)},
-        tokenizers={"m": ByteTokenizer()},
+        trees=served,
+        models={
+            name: ModelConfig(name=name, tokenizer="-", router_url="-", context_length=context_length, page_size=4)
+            for name in names
+        },
+        tokenizers=tokenizers or dict.fromkeys(names, ByteTokenizer()),
+        capabilities=capabilities or dict.fromkeys(names, SGLANG),
+        compares=compares,
         engine=engine,
-        sessions=resend_only(engine),
-        finished_runs=8,
+        sessions=sessions or resend_only(engine),
+        assessor=assessor or FakeAssessor(),
+        limits=limits or LimitsConfig(finished_runs=8),
         admission=admission,
     )
+
+
+def limited_service(engine: FakeEngine, admission: Admission | None = None) -> Service:
+    """Serves `tree_4_2_1` as `t`."""
+    return fake_service(engine, admission=admission)
 
 
 class Client:

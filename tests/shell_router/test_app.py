@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,6 +19,7 @@ from shell_router.record import RunRecord
 from shell_router.service import Service
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.test_run import make_service
+from tests.shell_router.trees import agent, tree, tree_4_2_1
 
 CHAT = {"model": "t", "messages": [{"role": "user", "content": "why?"}]}
 
@@ -41,7 +43,7 @@ class Api:
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
     engine = FakeEngine()
-    service = make_service(engine)
+    service = make_service(engine, tree_4_2_1(), dataclasses.replace(tree(agent("p"), agent("q", ["p"])), name="c"))
     runner = web.AppRunner(build_app(service, body_bytes=10_000), handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -99,7 +101,7 @@ async def test_streams_with_the_openai_client(api: Api) -> None:
         parts = [part.choices[0].text async for part in stream]
         assert "".join(parts) == text
         assert len(parts) > 2
-        assert [model.id async for model in client.models.list()] == ["t"]
+        assert [model.id async for model in client.models.list()] == ["t", "c"]
         with pytest.raises(openai.NotFoundError, match="there is no tree 'x'"):
             await client.chat.completions.create(model="x", messages=[{"role": "user", "content": "why?"}])
 
@@ -130,7 +132,7 @@ async def test_live_event_log(api: Api) -> None:
 
 
 async def test_a_failure_in_mid_stream_is_told_and_not_completed(api: Api) -> None:
-    api.engine.fail_at = lambda request: 1 if request.request_id.endswith("-root") else None
+    api.engine.fail_at = lambda request: 1 if "-root" in request.request_id else None
     async with api.client.post(api.url + "/v1/chat/completions", json=CHAT | {"stream": True}) as reply:
         stream = [event async for event in events(reply)]
     assert "agent 'root': the fake engine was told to fail" in stream[-1]["error"]["message"]
@@ -166,6 +168,10 @@ async def test_a_client_that_goes_away_cancels_its_run(api: Api, stream: bool) -
     assert aborted.endswith("-root")
 
 
+def exits(**options: Any) -> dict[str, Any]:
+    return {"graft": {"early_exit": options}}
+
+
 BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "unknown tree": (CHAT | {"model": "x"}, 404, "model", "there is no tree 'x'"),
     "no model": ({"messages": CHAT["messages"]}, 400, "model", "missing required field `model`"),
@@ -185,8 +191,37 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "n": (CHAT | {"n": 2}, 400, "n", "n must be 1"),
     "tools": (CHAT | {"tools": [{}]}, 400, "tools", "tools are not offered"),
     "logprobs": (CHAT | {"logprobs": True}, 400, "logprobs", "not offered"),
-    "unknown graft option": (CHAT | {"graft": {"mood": "x"}}, 400, "graft", "unknown field `mood`"),
+    "no role": (CHAT | {"messages": [{"content": "x"}]}, 400, "messages[0].role", "missing required field `role`"),
+    "unknown graft option": (CHAT | {"graft": {"mood": "x"}}, 400, "graft.mood", "unknown field `mood`"),
     "unknown mode": (CHAT | {"graft": {"mode": "x"}}, 400, "graft.mode", "'x'"),
+    "unknown exit mode": (CHAT | exits(mode="often"), 400, "graft.early_exit.mode", "'often'"),
+    "no exit mode": (CHAT | exits(mode=None), 400, "graft.early_exit.mode", "got `null`"),
+    "tau": (CHAT | exits(tau=1.5), 400, "graft.early_exit.tau", "<= 1.0"),
+    "tau is no number": (CHAT | exits(tau="0.5"), 400, "graft.early_exit.tau", "got `str`"),
+    "gamma": (CHAT | exits(gamma=-0.1), 400, "graft.early_exit.gamma", ">= 0.0"),
+    "ballots": (CHAT | exits(ballots="hands"), 400, "graft.early_exit.ballots", "'hands'"),
+    "unknown exit option": (CHAT | exits(taw=1), 400, "graft.early_exit.taw", "unknown field `taw`"),
+    "agreement": (
+        CHAT | exits(bypass={"agreement": 2}), 400, "graft.early_exit.bypass.agreement", "<= 1.0",
+    ),
+    "bypass of a tree without finalists": (
+        CHAT | {"model": "c"} | exits(mode="vote", ballots="text", bypass={}), 400, "graft.early_exit", "bypass",
+    ),
+    "all agents' temperature": (
+        CHAT | {"graft": {"sampling": {"temperature": 3}}}, 400, "graft.sampling.temperature", "<= 2.0",
+    ),
+    "all agents' length": (
+        CHAT | {"graft": {"sampling": {"max_new_tokens": 0}}}, 400, "graft.sampling.max_new_tokens", ">= 1",
+    ),
+    "no deadline": (CHAT | {"graft": {"deadline_s": 0}}, 400, "graft.deadline_s", "> 0.0"),
+    "deadline in words": (CHAT | {"graft": {"deadline_s": "soon"}}, 400, "graft.deadline_s", "got `str`"),
+    "chunks": (CHAT | {"graft": {"chunks": {"min_tokens": 0}}}, 400, "graft.chunks.min_tokens", ">= 1"),
+    "a slot order of numbers": (
+        CHAT | {"graft": {"slot_orders": {"a1": [1]}}}, 400, "graft.slot_orders[...][0]", "got `int`",
+    ),
+    "a slot order of strangers": (
+        CHAT | {"graft": {"slot_orders": {"a1": ["p3"]}}}, 400, "graft.slot_orders", "slot_orders.a1",
+    ),
 }  # fmt: skip
 
 
@@ -221,6 +256,76 @@ async def test_paths_and_runs_that_do_not_exist(api: Api) -> None:
         assert body["error"]["message"]
     status, _ = await api.get("/v1/chat/completions")
     assert status == 405
+
+
+async def test_the_list_of_runs(api: Api) -> None:
+    assert await api.get("/v1/runs") == (200, {"object": "list", "data": []})
+    question = "why? " * 100
+    _, first = await api.post("/v1/chat/completions", CHAT)
+    _, second = await api.post("/v1/completions", {"model": "c", "prompt": question, "graft": {"mode": "blocking"}})
+    api.engine.fail_at = lambda request: 0 if "-p2" in request.request_id else None
+    await api.post("/v1/chat/completions", CHAT)
+    api.engine.fail_at = lambda request: None
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    def gate(request: Any, position: int) -> asyncio.Event | None:
+        if request.request_id.endswith("-root"):
+            held.set()
+            return hold
+        return None
+
+    api.engine.gate = gate
+    running = asyncio.create_task(api.post("/v1/chat/completions", CHAT))
+    await asyncio.wait_for(held.wait(), 10)
+
+    status, body = await api.get("/v1/runs")
+    assert status == 200
+    assert body["object"] == "list"
+    runs = body["data"]
+    assert [(run["tree"], run["mode"], run["state"]) for run in runs] == [
+        ("t", "spliced", "running"),
+        ("t", "spliced", "failed"),
+        ("c", "blocking", "done"),
+        ("t", "spliced", "done"),
+    ], "the newest first"
+    assert [run["id"] for run in runs[2:]] == [second["id"], first["id"]]
+    assert runs[2]["question"] == question[:200]
+    assert "agent 'p2'" in runs[1]["error"]
+    for run in runs:
+        record = msgspec.convert((await api.get(f"/v1/runs/{run['id']}"))[1], RunRecord)
+        for name in ("tree", "mode", "state", "created", "duration_s", "ttft_s", "degraded", "error"):
+            assert run[name] == getattr(record, name)
+        assert run["early_exits"] == 0
+        assert len(run) == 11
+
+    assert [run["id"] for run in (await api.get("/v1/runs?limit=2"))[1]["data"]] == [run["id"] for run in runs[:2]]
+    assert (await api.get("/v1/runs?state=done&limit=1"))[1]["data"] == runs[2:3]
+    assert (await api.get("/v1/runs?state=cancelled"))[1]["data"] == []
+    assert [run["id"] for run in (await api.get("/v1/runs?state=running"))[1]["data"]] == [runs[0]["id"]]
+    hold.set()
+    assert (await running)[0] == 200
+    assert [run["state"] for run in (await api.get("/v1/runs"))[1]["data"]] == ["done", "failed", "done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "message"),
+    [
+        ("limit=0", "limit", ">= 1"),
+        ("limit=1001", "limit", "<= 1000"),
+        ("limit=few", "limit", "got `str`"),
+        ("limit=", "limit", "got `str`"),
+        ("limit=1.5", "limit", "got `"),
+        ("state=over", "state", "'over'"),
+        ("state=done&state=failed", "state", "more than once"),
+        ("limt=5", "limt", "unknown field `limt`"),
+    ],
+)
+async def test_a_wrong_list_of_runs_names_the_parameter(api: Api, query: str, param: str, message: str) -> None:
+    status, body = await api.get(f"/v1/runs?{query}")
+    assert status == 400
+    assert body["error"]["type"] == "invalid_request_error"
+    assert body["error"]["param"] == param
+    assert message in body["error"]["message"]
 
 
 async def test_health_and_readiness(api: Api) -> None:

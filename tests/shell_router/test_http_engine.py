@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -13,7 +15,7 @@ from aiohttp import web
 
 from shell_router.config import LimitsConfig, ModelConfig, PairConfig
 from shell_router.core.tree import Sampling
-from shell_router.errors import EngineError, EngineUnreachable
+from shell_router.errors import EngineError, EngineSilent, EngineTooSlow, EngineUnreachable
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 from shell_router.transport.http import HttpEngine
 from tests.shell_router.fake_sglang import FakeSglang, Script, chunk, send
@@ -126,16 +128,50 @@ async def test_no_connection(unused_tcp_port: int) -> None:
             await engine.check_ready("m")
 
 
-async def test_silence_is_bounded() -> None:
+@pytest.fixture
+def full_port() -> Iterator[int]:
+    """A port where connections are queued for a server that takes none, and the queue is full."""
+    with contextlib.ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = opened.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+async def test_a_connection_that_nobody_takes(full_port: int) -> None:
+    limits = LimitsConfig(connect_timeout_s=0.2)
+    async with engine_for(f"http://127.0.0.1:{full_port}", limits) as engine:
+        with pytest.raises(EngineUnreachable, match=rf":{full_port}/generate took no connection within 0\.2 s"):
+            await anext(engine.generate(REQUEST))
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_silence_is_bounded(first: bool) -> None:
     async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
-        await send(response, chunk([10], " ten"))
+        if first:
+            await send(response, chunk([10], " ten"))
         await asyncio.Event().wait()
 
     async with FakeSglang(script) as sglang, engine_for(sglang.url, LimitsConfig(idle_timeout_s=0.2)) as engine:
         deltas = engine.generate(REQUEST)
-        assert (await anext(deltas)).ids == (10,)
-        with pytest.raises(EngineError, match="broke off"):
+        if first:
+            assert (await anext(deltas)).ids == (10,)
+        with pytest.raises(EngineSilent, match=r"/generate sent nothing within 0\.2 s"):
             await anext(deltas)
+
+
+async def test_the_whole_answer_is_bounded_if_one_wants() -> None:
+    async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        while True:
+            await send(response, chunk([10], " ten"))
+            await asyncio.sleep(0.02)
+
+    limits = LimitsConfig(request_timeout_s=0.3, idle_timeout_s=10)
+    async with FakeSglang(script) as sglang, engine_for(sglang.url, limits) as engine:
+        with pytest.raises(EngineTooSlow, match=r"/generate did not end within 0\.3 s"):
+            [delta async for delta in engine.generate(REQUEST)]
 
 
 async def test_tokens_arrive_while_the_answer_goes_on() -> None:
@@ -171,6 +207,13 @@ async def test_abort_goes_once_to_every_worker() -> None:
             PairConfig(prefill=other.url, decode=one.url),
         )
         model = ModelConfig(name="m", tokenizer="-", router_url="-", pairs=pairs, context_length=100)
+        await HttpEngine({"m": model}, LimitsConfig(), client).abort("m", "rid-1")
+        assert one.aborted == other.aborted == ["rid-1"]
+
+
+async def test_abort_reaches_workers_of_no_pair() -> None:
+    async with FakeSglang(_normal) as one, FakeSglang(_normal) as other, aiohttp.ClientSession() as client:
+        model = ModelConfig(name="m", tokenizer="-", router_url="-", workers=(one.url, other.url), context_length=100)
         await HttpEngine({"m": model}, LimitsConfig(), client).abort("m", "rid-1")
         assert one.aborted == other.aborted == ["rid-1"]
 

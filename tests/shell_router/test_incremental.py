@@ -333,7 +333,7 @@ async def test_an_answer_that_breaks_after_its_first_token_is_an_error(fault: Fa
                 await anext(deltas)
         assert (first.ids, first.finish) == (ANSWER[:1], None)
         assert r.engine.requests == [], "nobody asks again behind a client's back"
-        assert r.fallbacks() == {}
+        assert r.fallbacks() == {"broken": 1}
         # Who does ask again, gets a plain request.
         assert answer_of(await collect(session, ())) == ANSWER
         assert session.served_by == "plain"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,16 +18,15 @@ from shell_router.errors import RunFailed
 from shell_router.handlers.openai_types import ChatRequest
 from shell_router.options import RunOptions
 from shell_router.record import AgentRecord, RunRecord
-from shell_router.service import RunRequest, Service
+from shell_router.service import RunRequest
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from shell_router.transport.incremental import IncrementalSessions
 from shell_router.transport.resend import ResendSessions
 from tests.shell_router.fake_pair import Call, FakePair, Fault, Gate, Role
-from tests.shell_router.serving import serving
+from tests.shell_router.serving import fake_service, serving
 from tests.shell_router.test_metrics import scrape, value
 from tests.shell_router.test_run import finish
-from tests.shell_router.trees import ByteTokenizer, tree_4_2_1
 
 QUESTION = (Message("user", "why?"),)
 AGGREGATORS = ("a1", "a2", "root")
@@ -49,13 +49,8 @@ class Fleet:
             name="m", tokenizer="-", router_url="-", pairs=(pair.config,), context_length=4096, page_size=4
         )
         self.incremental = IncrementalSessions({"m": model}, LimitsConfig(), client, self.engine)
-        self.service = Service(
-            trees=(tree_4_2_1(),),
-            models={"m": model},
-            tokenizers={"m": ByteTokenizer()},
-            engine=self.engine,
-            sessions={"incremental": self.incremental, "resend": ResendSessions(self.engine)},
-            finished_runs=8,
+        self.service = fake_service(
+            self.engine, sessions={"incremental": self.incremental, "resend": ResendSessions(self.engine)}
         )
 
     async def run(self, options: RunOptions) -> RunRecord:
@@ -156,9 +151,30 @@ async def test_faults_change_no_answer(role: Role, call: Call, fault: Fault) -> 
         await settled(f)
 
 
-async def test_a_run_that_fails_in_mid_answer_leaves_nothing() -> None:
+async def test_an_answer_that_breaks_off_on_a_session_is_gone_on_with_and_leaves_nothing() -> None:
     async with fleet() as f:
         f.pair.decode.faults["token"] = "cut"
+        run = f.service.start(RunRequest(tree="t", conversation=QUESTION, options=INCREMENTAL))
+        f.hold = True
+        watch = asyncio.create_task(f._release_when(run.record))
+        await finish(run)
+        await watch
+        record = run.record()
+        assert record.state == "done"
+        broken = [agent for agent in record.agents if agent.resumed_tokens]
+        assert broken
+        for agent in broken:
+            assert (agent.attempts, agent.fallback, agent.served_by) == (2, "broken", "plain")
+            (again,) = [each for each in f.engine.requests if each.request_id.endswith(agent.id)]
+            assert tuple(again.input_ids) == (*agent.prompt_ids, *agent.output_ids[: agent.resumed_tokens])
+            assert again.sampling.max_new_tokens == 24 - agent.resumed_tokens
+        await settled(f)
+
+
+async def test_a_run_whose_answers_break_off_each_time_fails_and_leaves_nothing() -> None:
+    async with fleet() as f:
+        f.pair.decode.faults["token"] = "cut"
+        f.engine.fail_at = lambda request: 1 if re.search(r"-\d-a\d", request.request_id) else None
         run = f.service.start(RunRequest(tree="t", conversation=QUESTION, options=INCREMENTAL))
         f.hold = True
         watch = asyncio.create_task(f._release_when(run.record))
@@ -167,7 +183,7 @@ async def test_a_run_that_fails_in_mid_answer_leaves_nothing() -> None:
         await watch
         record = run.record()
         assert record.state == "failed"
-        assert "failed" in {agent.state for agent in record.agents}
+        assert 3 in {agent.attempts for agent in record.agents if agent.state == "failed"}
         await settled(f)
 
 

@@ -2,150 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shell_router.core.events import (
-    Append,
     Appended,
     Cancelled,
-    Command,
-    Commit,
     Conclude,
-    Emit,
-    Event,
     Failed,
-    Finished,
-    Release,
-    Settled,
     Started,
     Tokens,
 )
-from shell_router.core.plan import AgentState, ChunkPolicy, Plan
+from shell_router.core.plan import ChunkPolicy
+from shell_router.core.progress import AgentState
+from shell_router.core.prompt import Static
 from shell_router.core.slots import SlotOrder
-from shell_router.core.tree import Tree
-from shell_router.record import Mode
-from shell_router.transport.fake import fake_answer
+from tests.shell_router.plan_world import PAGE, World, make_plan, run_blocking
 from tests.shell_router.trees import segments, tree_4_2_1
-
-PAGE = 4
-
-
-def make_plan(
-    tree: Tree,
-    mode: Mode,
-    chunks: ChunkPolicy | None = None,
-    slots: SlotOrder = "fixed",
-    slot_orders: dict[str, list[str]] | None = None,
-) -> Plan:
-    return Plan(
-        tree,
-        segments(tree),
-        mode=mode,
-        page_sizes={"m": PAGE},
-        chunks=chunks,
-        slots=slots,
-        slot_orders=slot_orders,
-    )
-
-
-@dataclass
-class World:
-    """What the plan's commands have done: an engine that answers whatever the test lets it answer."""
-
-    plan: Plan
-    clock: float = 0.0
-    appended: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    prompts: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    pending: dict[str, list[int]] = field(default_factory=dict)
-    in_flight: set[str] = field(default_factory=set)
-    held: set[str] = field(default_factory=set)
-    retried: list[str] = field(default_factory=list)
-    emitted: str = ""
-    log: list[tuple[Event, list[Command]]] = field(default_factory=list)
-
-    def tell(self, event: Event) -> list[Command]:
-        commands = self.plan.step(event)
-        self.log.append((event, commands))
-        for command in commands:
-            match command:
-                case Append(agent, ids):
-                    assert agent not in self.in_flight, "two appends in flight"
-                    assert agent not in self.prompts, "an append after the commit"
-                    assert ids, "an empty append"
-                    assert len(ids) % PAGE == 0, "not whole pages"
-                    self.in_flight.add(agent)
-                    self.held.add(agent)
-                    self.appended.setdefault(agent, []).append(ids)
-                case Commit(agent, ()) if agent in self.prompts:
-                    assert self.plan.progress[agent].attempts == 2
-                    self.retried.append(agent)
-                case Commit(agent, ids):
-                    assert agent not in self.prompts, "two commits"
-                    self.held.add(agent)
-                    before = tuple(token for chunk in self.appended.get(agent, []) for token in chunk)
-                    self.prompts[agent] = before + ids
-                    limit = self.plan.progress[agent].agent.sampling.max_new_tokens
-                    self.pending[agent] = fake_answer(self.prompts[agent], limit, 200)
-                case Release(agent):
-                    assert agent in self.held, "released what was not held"
-                    self.held.discard(agent)
-                case Emit(text):
-                    self.emitted += text
-                case Conclude():
-                    pass
-        return commands
-
-    def now(self) -> float:
-        self.clock += 1.0
-        return self.clock
-
-    def decode(self, agent: str, count: int) -> None:
-        """`count` more tokens of `agent`; the answer ends with its last."""
-        ids, self.pending[agent] = tuple(self.pending[agent][:count]), self.pending[agent][count:]
-        if ids:
-            text = "".join(f" {token}" for token in ids)
-            self.tell(Tokens(at=self.now(), agent=agent, ids=ids, logprobs=(0.0,) * len(ids), text=text))
-        if not self.pending[agent]:
-            del self.pending[agent]
-            self.held.discard(agent)
-            self.tell(
-                Finished(
-                    at=self.now(), agent=agent, reason="length", prompt_tokens=len(self.prompts[agent]),
-                    completion_tokens=0, cached_tokens=0,
-                )
-            )  # fmt: skip
-
-    def answer_append(self, agent: str) -> None:
-        self.in_flight.discard(agent)
-        self.tell(Appended(at=self.now(), agent=agent))
-
-    def settle(self) -> None:
-        if self.plan.unsettled:
-            self.tell(Settled(at=self.now()))
-
-    def choices(self) -> list[tuple[str, str]]:
-        moves = [("decode", agent) for agent in self.pending] + [("append", agent) for agent in self.in_flight]
-        return moves + ([("settle", "")] if self.plan.unsettled else [])
-
-    def move(self, kind: str, agent: str, count: int) -> None:
-        if kind == "decode":
-            self.decode(agent, count)
-        elif kind == "append":
-            self.answer_append(agent)
-        else:
-            self.settle()
-
-
-def run_blocking(tree: Tree, slot_orders: dict[str, list[str]] | None = None) -> World:
-    world = World(make_plan(tree, "blocking", slot_orders=slot_orders))
-    world.tell(Started(at=0.0))
-    while world.plan.outcome is None:
-        world.decode(next(iter(world.pending)), 1000)
-    return world
 
 
 def test_blocking_commits_each_layer_when_its_own_precursors_have_ended() -> None:
@@ -161,7 +36,7 @@ def test_blocking_commits_each_layer_when_its_own_precursors_have_ended() -> Non
     assert world.appended == {}
     for agent in ("p3", "p4", "a1", "a2", "root"):
         world.decode(agent, 1000)
-    assert world.plan.outcome == Conclude("done", None)
+    assert world.plan.outcome == Conclude("done", answered_by="root")
     assert world.emitted == world.plan.answers.text("root") != ""
 
 
@@ -179,7 +54,7 @@ def test_any_interleaving_gives_the_prompts_of_blocking_with_its_slot_order(data
     if slots == "fixed":
         assert all(list(world.plan.progress[agent].agent.precursors) == order for agent, order in orders.items())
     expected = run_blocking(tree, orders)
-    assert world.plan.outcome == Conclude("done", None)
+    assert world.plan.outcome == Conclude("done", answered_by="root")
     assert world.prompts == expected.prompts
     assert world.emitted == expected.emitted
 
@@ -199,10 +74,13 @@ def test_after_any_cancellation_point_everything_held_is_released(data: st.DataO
             assert world.plan.outcome == Conclude("cancelled", "enough")
         else:
             agent = data.draw(st.sampled_from(sorted(world.held & world.prompts.keys())))
-            while world.plan.outcome is None:
+            while not world.plan.progress[agent].state.ended:
                 world.tell(Failed(at=world.now(), agent=agent, during="answer", message="broke"))
-            assert world.plan.outcome == Conclude("failed", f"agent {agent!r}: broke")
-            assert world.plan.progress[agent].state is AgentState.FAILED
+            if world.plan.progress[agent].state is AgentState.FAILED:
+                assert world.plan.outcome == Conclude("failed", f"agent {agent!r}: broke")
+            else:
+                # It had all its tokens.
+                world.tell(Cancelled(at=world.now(), reason="enough"))
     assert world.held == set()
     assert world.plan.step(Appended(at=world.now(), agent="a1")) == [], "late events change nothing"
 
@@ -232,7 +110,8 @@ def test_appends_are_self_clocked() -> None:
     world.settle()
     head, second = world.appended["a1"]
     static = segments(world.plan.tree)["a1"][0]
-    known = len(static.ids) + 21  # type: ignore[union-attr]
+    assert isinstance(static, Static)
+    known = len(static.ids) + 21
     assert len(head) + len(second) == known // PAGE * PAGE, "everything contiguous goes out, in whole pages"
 
 
@@ -247,23 +126,47 @@ def test_what_arrives_together_is_committed_without_an_append_between() -> None:
     assert "a1" in world.prompts
 
 
-def test_an_answer_that_fails_before_its_first_token_is_asked_for_again_once() -> None:
+def test_an_answer_that_fails_before_its_first_token_is_asked_for_again() -> None:
     world = World(make_plan(tree_4_2_1(), "blocking"))
     world.tell(Started(at=0.0))
-    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke"))
-    assert world.retried == ["p1"]
+    for attempt in range(1, 3):
+        world.tell(Failed(at=world.now(), agent="p1", during="answer", message=f"broke {attempt}"))
+    assert world.retried == ["p1", "p1"]
     assert world.plan.outcome is None
     world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke again"))
     assert world.plan.outcome == Conclude("failed", "agent 'p1': broke again")
     assert world.held == set()
 
 
-def test_an_answer_that_fails_after_its_first_token_fails_the_run() -> None:
+def test_an_answer_that_breaks_off_goes_on_from_there() -> None:
     world = World(make_plan(tree_4_2_1(), "blocking"))
     world.tell(Started(at=0.0))
-    world.decode("p1", 1)
+    expected = list(world.pending["p1"])
+    world.decode("p1", 3)
     world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke"))
-    assert world.plan.outcome == Conclude("failed", "agent 'p1': broke")
+    world.decode("p1", 2)
+    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke"))
+    assert world.retried == ["p1", "p1"]
+    assert world.resumed["p1"] == 5
+    world.decode("p1", 1000)
+    progress = world.plan.progress["p1"]
+    assert progress.state is AgentState.DONE
+    assert world.plan.answers.ids("p1") == expected
+    assert progress.finished is not None
+    assert progress.finished.completion_tokens == len(expected)
+    assert progress.finished.prompt_tokens == len(world.prompts["p1"]) - 5, "the engine counts what it went on from"
+
+
+def test_an_answer_whose_end_alone_was_lost_is_whole() -> None:
+    world = World(make_plan(tree_4_2_1(), "blocking"))
+    world.tell(Started(at=0.0))
+    ids = tuple(range(24))
+    world.tell(Tokens(at=1.0, agent="p1", ids=ids, logprobs=(), text="all"))
+    world.tell(Failed(at=2.0, agent="p1", during="answer", message="broke"))
+    finished = world.plan.progress["p1"].finished
+    assert finished is not None
+    assert (finished.reason, finished.completion_tokens) == ("length", 24)
+    assert finished.prompt_tokens == len(world.prompts["p1"])
 
 
 def test_an_append_that_fails_costs_time_only() -> None:

@@ -7,11 +7,11 @@ import itertools
 
 import pytest
 
-from shell_router.config import ModelConfig
+from shell_router.config import LimitsConfig
 from shell_router.core.events import Finished, Started
 from shell_router.core.prompt import Message
 from shell_router.core.slots import SlotOrder
-from shell_router.core.tree import Tree
+from shell_router.core.tree import SamplingOverride, Tree
 from shell_router.errors import PromptTooLong, RequestError, RunFailed, UnknownRun, UnknownTree
 from shell_router.options import RunOptions
 from shell_router.record import Mode, RunRecord
@@ -19,25 +19,15 @@ from shell_router.run import Run
 from shell_router.service import RunRequest, Service
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
-from tests.shell_router.serving import resend_only
-from tests.shell_router.trees import ByteTokenizer, agent, tree, tree_4_2_1
+from tests.shell_router.serving import fake_service
+from tests.shell_router.trees import agent, tree
 
 QUESTION = (Message("user", "why?"),)
 
 
 def make_service(engine: FakeEngine, *trees: Tree, context_length: int = 4096, finished_runs: int = 8) -> Service:
-    return Service(
-        trees=trees or (tree_4_2_1(),),
-        models={
-            "m": ModelConfig(
-                name="m", tokenizer="-", router_url="-", pairs=(), context_length=context_length, page_size=4
-            )
-        },
-        tokenizers={"m": ByteTokenizer()},
-        engine=engine,
-        sessions=resend_only(engine),
-        finished_runs=finished_runs,
-    )
+    limits = LimitsConfig(finished_runs=finished_runs)
+    return fake_service(engine, *trees, context_length=context_length, limits=limits)
 
 
 async def finish(run: Run) -> str:
@@ -92,10 +82,10 @@ async def test_blocking_replays_the_slot_order_of_a_spliced_run() -> None:
     assert [each.output_ids for each in replayed.agents] == [each.output_ids for each in record.agents]
 
 
-async def test_a_slot_order_must_name_each_precursor_once() -> None:
+async def test_a_slot_order_must_name_precursors_once() -> None:
     service = make_service(FakeEngine())
-    for order in (("p1",), ("p1", "p1"), ("p1", "p3")):
-        with pytest.raises(RequestError, match=r"slot_orders\.a1: it must name each precursor of agent 'a1'"):
+    for order in ((), ("p1", "p1"), ("p1", "p3")):
+        with pytest.raises(RequestError, match=r"slot_orders\.a1: it must name precursors of 'a1'"):
             service.start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(slot_orders={"a1": order})))
 
 
@@ -287,7 +277,7 @@ async def test_root_overrides_reach_the_root_only() -> None:
             tree="t",
             conversation=QUESTION,
             options=RunOptions(mode="blocking"),
-            root_sampling={"max_new_tokens": 2},
+            root_sampling=SamplingOverride(max_new_tokens=2),
             stop=("x",),
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, get_args
@@ -16,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shell_router.app import build_app
+from shell_router.core.early_exit import Verdict
 from shell_router.core.events import Appended
 from shell_router.options import RunOptions
-from shell_router.record import AgentRecord, AgentState, ChunkRecord, RunRecord, RunState, Usage
+from shell_router.record import AgentRecord, AgentState, CheckRecord, ChunkRecord, RunRecord, RunState, Usage
 from shell_router.service import RunRequest
 from shell_router.trace import chrome_trace
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
+from tests.shell_router.test_openai_schema import CASES, EXIT, Case
 from tests.shell_router.test_run import QUESTION, finish, make_service
 from tests.shell_router.trees import agent, tree
 
@@ -78,7 +81,9 @@ class Trace:
         VALIDATOR.validate(self.json)
         self.events: list[dict[str, Any]] = self.json["traceEvents"]
         names = {event["tid"]: event["args"]["name"] for event in self.of("M", "thread_name")}
-        assert list(names.values()) == [each.id for each in record.agents], "one track each, root last"
+        checked = [f"checks of cluster {cluster}" for cluster in sorted({check.cluster for check in record.checks})]
+        assert list(names.values()) == [each.id for each in record.agents] + checked, "one track each, root last"
+        assert not names.keys() & {event["pid"] for event in self.events}, "Perfetto tells threads by tid alone"
         for event in self.events:
             event["agent"] = names.get(event.get("tid"))
         self._check_order()
@@ -112,6 +117,9 @@ class Trace:
         assert times == sorted(times)
         for name in {event["agent"] for event in self.of("X")}:
             spans = self.spans(name)
+            if name.startswith("checks of"):
+                assert all(before[2] <= after[1] for before, after in pairwise(spans)), "spans do not overlap"
+                continue
             assert spans[0][1] == 0
             assert all(before[2] == after[1] for before, after in pairwise(spans)), "spans neither overlap nor gape"
 
@@ -137,12 +145,14 @@ def _finished_agent(draw: st.DrawFn, name: str, layer: int, before: list[AgentRe
         id=name,
         model="m",
         layer=layer,
-        cluster=0,
+        cluster=2 * layer + int(name[-1]) % 2,
         precursors=tuple(each.id for each in before),
         slot_order=tuple(each.id for each in before),
         state="done",
         finish_reason="stop",
         attempts=1 if committed == ready else 2,
+        resumed_tokens=draw(st.integers(0, 9)) if committed != ready else 0,
+        confidence=draw(st.none() | st.floats(0, 1)),
         served_by="resend" if chunks else "plain",
         fallback=None,
         prompt_tokens=draw(st.integers(1, 999)),
@@ -156,6 +166,8 @@ def _finished_agent(draw: st.DrawFn, name: str, layer: int, before: list[AgentRe
         hidden_prefill_s=sum(min(chunk.answered_s or 0.0, ready) - chunk.sent_s for chunk in chunks),
         exposed_prefill_s=first - ready,
         hidden_prefill_tokens=sum(chunk.tokens for chunk in chunks if (chunk.answered_s or 0.0) <= ready),
+        taken_back_tokens=draw(st.integers(0, 9)) if chunks else 0,
+        held_back_tokens=draw(st.integers(0, 9)) if before else 0,
         text="",
         output_ids=(),
         prompt_ids=(),
@@ -179,7 +191,7 @@ def _as_of(agent: AgentRecord, now: float, state: RunState) -> AgentRecord:
     held = bool(chunks) or known(agent.committed_s) is not None
     here: AgentState = "streaming" if began else "waiting"
     if state != "running":
-        here = "failed" if state == "failed" and agent.id == "0.0" else "cancelled"
+        here = "failed" if state == "failed" and agent.id == "0.0" else "cancelled" if held else "skipped"
     return msgspec.structs.replace(
         agent,
         state=here,
@@ -195,6 +207,71 @@ def _as_of(agent: AgentRecord, now: float, state: RunState) -> AgentRecord:
     )
 
 
+def _left_out(draw: st.DrawFn, agent: AgentRecord) -> AgentRecord:
+    """`agent`, if an early exit ends it at some time before its own end, or keeps it from starting."""
+    if not draw(st.booleans()):
+        return _as_of(agent, draw(_seconds) / 8 * (agent.ended_s or 0.0), "cancelled")
+    return msgspec.structs.replace(
+        agent,
+        state="skipped",
+        finish_reason=None,
+        attempts=0,
+        resumed_tokens=0,
+        ready_s=None,
+        committed_s=None,
+        first_token_s=None,
+        ended_s=None,
+        chunks=(),
+        hidden_prefill_s=0.0,
+        exposed_prefill_s=None,
+        output_tokens=0,
+        tokens_saved=draw(st.integers(0, 99)),
+    )
+
+
+def _verdict(draw: st.DrawFn) -> Verdict:
+    exits, agrees = draw(st.booleans()), draw(st.booleans())
+    if draw(st.booleans()):
+        return Verdict(exits=exits, agrees=agrees, votes=(2, 1))
+    numbers = draw(st.floats(0, 1)), draw(st.floats(0, 1))
+    return Verdict(
+        exits=exits, agrees=agrees, quality=numbers[0], agreement=numbers[1], draw=draw(st.none() | _seconds)
+    )
+
+
+def _checks(draw: st.DrawFn, agents: list[AgentRecord], now: float) -> Iterator[CheckRecord]:
+    """Of each cluster some, one after the other, as far as they are known at `now`."""
+    for cluster in sorted({each.cluster for each in agents}):
+        members = [each for each in agents if each.cluster == cluster]
+        at = 0.0
+        for step in range(1, draw(st.integers(0, 2)) + 1):
+            asked = at + draw(_seconds) / 4
+            at = asked + draw(_seconds) / 4
+            if asked > now:
+                break
+            answered = at if at <= now and draw(st.integers(0, 3)) else None
+            verdict = _verdict(draw) if answered is not None and draw(st.booleans()) else None
+            ended = [
+                each.id
+                for each in members
+                if each.state == "skipped" or (each.state == "cancelled" and (each.ended_s or 0.0) <= at)
+            ]
+            yield CheckRecord(
+                cluster=cluster,
+                step=step,
+                agents=tuple(each.id for each in members[:step]),
+                asked_s=asked,
+                answered_s=answered,
+                likeness=None,
+                ballots=None,
+                verdict=verdict,
+                error="why" if answered is not None and verdict is None else None,
+                cancelled=tuple(ended) if verdict is not None and verdict.exits else (),
+            )
+            if answered is None:
+                break
+
+
 @st.composite
 def records(draw: st.DrawFn) -> RunRecord:
     """Runs of layered trees: done, or as they stood at some moment, which may have been their last."""
@@ -205,10 +282,14 @@ def records(draw: st.DrawFn) -> RunRecord:
         agents += before
     end = agents[-1].ended_s
     assert end is not None
+    # Not all of those whom somebody reads, for then there would be nothing to read.
+    spare = {each.id for each in agents if each.layer == 0 and each.id != "0.0" and each is not agents[-1]}
+    agents = [_left_out(draw, each) if each.id in spare and draw(st.booleans()) else each for each in agents]
     state: RunState = draw(st.sampled_from(get_args(RunState)))
+    now = end
     if state != "done":
         now = draw(_seconds) / 8 * end
-        agents = [_as_of(each, now, state) for each in agents]
+        agents = [each if each.id in spare and each.state != "done" else _as_of(each, now, state) for each in agents]
     return RunRecord(
         id="run-1",
         tree="t",
@@ -217,6 +298,8 @@ def records(draw: st.DrawFn) -> RunRecord:
         created=1.0,
         state=state,
         error="why" if state in ("failed", "cancelled") else None,
+        answered_by=draw(st.sampled_from([agents[-1].id, agents[0].id])) if state == "done" else None,
+        checks=tuple(sorted(_checks(draw, agents, now), key=lambda check: check.asked_s)),
         question="why?",
         agents=tuple(agents),
         ttft_s=agents[-1].first_token_s,
@@ -240,7 +323,16 @@ def test_every_record_gives_a_trace_that_viewers_take(record: RunRecord) -> None
         if each.ended_s is not None and trace.spans(each.id):
             assert trace.spans(each.id)[-1][2] == round(each.ended_s * 1e6)
         assert len(trace.of("i", "commit", each.id)) == (each.committed_s is not None)
-        assert len(trace.of("i", each.state, each.id)) == (each.state in ("failed", "cancelled"))
+        assert len(trace.of("i", each.state, each.id)) == (each.state in ("failed", "cancelled", "skipped"))
+        exits = [check for check in record.checks if each.id in check.cancelled]
+        assert [event["args"]["step"] for event in trace.of("i", "exit", each.id)] == [check.step for check in exits]
+        for event in decode:
+            assert event["args"]["attempts"] == each.attempts
+            assert event["args"]["served_by"] == each.served_by
+            assert event["args"].get("resumed_tokens", 0) == each.resumed_tokens
+        for event in trace.of("i", "commit", each.id):
+            assert event["args"].get("taken_back_tokens", 0) == each.taken_back_tokens
+            assert event["args"].get("held_back_tokens", 0) == each.held_back_tokens
         unfinished = [event for event in trace.of("X", agent=each.id) if event["args"].get("unfinished")]
         assert not unfinished or each.state in ("waiting", "streaming")
     for tail, head in trace.arrows():
@@ -258,8 +350,38 @@ def test_every_record_gives_a_trace_that_viewers_take(record: RunRecord) -> None
         for end in (tail, head):
             assert any(start <= end["ts"] <= stop for _, start, stop in trace.spans(end["agent"])), "bound to a span"
     committed = [each for each in record.agents if each.committed_s is not None]
-    assert len(trace.of("s")) == sum(len(each.precursors) for each in committed)
+    answers = {each.id for each in record.agents if each.state == "done"}
+    assert len(trace.of("s")) == sum(len(answers.intersection(each.precursors)) for each in committed)
+    stands_in = record.answered_by not in (None, record.agents[-1].id)
+    assert [event["agent"] for event in trace.of("i", "stands in for the root")] == [record.answered_by] * stands_in
     assert len(trace.of("i", f"run {record.state}")) == (record.state in ("failed", "cancelled"))
+
+
+@given(records())
+def test_every_check_is_on_its_clusters_track(record: RunRecord) -> None:
+    trace = Trace(record)
+    layers = {each.cluster: each.layer for each in record.agents}
+    for cluster in {check.cluster for check in record.checks}:
+        checks = [check for check in record.checks if check.cluster == cluster]
+        spans = trace.of("X", "check", f"checks of cluster {cluster}")
+        assert [span["args"]["step"] for span in spans] == [check.step for check in checks]
+        for check, span in zip(checks, spans, strict=True):
+            assert span["ts"] == round(check.asked_s * 1e6)
+            if check.answered_s is not None:
+                assert span["ts"] + span["dur"] == round(check.answered_s * 1e6)
+            assert span["args"].get("unfinished", False) == (check.answered_s is None and record.state == "running")
+            assert span["args"].get("error") == check.error
+            assert span["args"]["agents"] == ", ".join(check.agents)
+            for name in ("quality", "draw", "agreement"):
+                assert span["args"].get(name) == getattr(check.verdict, name, None)
+            (process,) = [event for event in trace.of("M", "process_name") if event["pid"] == span["pid"]]
+            assert process["args"]["name"].startswith(f"layer {layers[cluster]}: ")
+    exits = [check for check in record.checks if check.cancelled]
+    marks = trace.of("i", "early exit")
+    assert sorted((mark["ts"], mark["args"]["cancelled"]) for mark in marks) == sorted(
+        (round((check.answered_s or 0.0) * 1e6), ", ".join(check.cancelled)) for check in exits
+    )
+    assert all(mark["s"] == "g" for mark in marks)
 
 
 @given(records())
@@ -382,7 +504,7 @@ async def test_an_append_that_outlasts_the_last_precursor_is_cut_there() -> None
 
 
 async def test_failed_and_cancelled_runs_tell_what_ended_them() -> None:
-    engine = FakeEngine(fail_at=lambda request: 3 if request.request_id.endswith("-a1") else None)
+    engine = FakeEngine(fail_at=lambda request: 3 if "-a1" in request.request_id else None)
     run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(mode="blocking")))
     async for _ in run.events():
         pass
@@ -410,6 +532,69 @@ async def test_failed_and_cancelled_runs_tell_what_ended_them() -> None:
     assert [event["args"]["error"] for event in trace.of("i", "run cancelled")] == ["enough"]
     assert [event["agent"] for event in trace.of("i", "cancelled")] == ["root"]
     assert len(trace.of("s")) == 6
+
+
+async def record_of(case: Case) -> RunRecord:
+    run = case.service().start(RunRequest(tree="t", conversation=QUESTION))
+    await finish(run)
+    return run.record()
+
+
+async def test_an_early_exit_and_whom_it_ended() -> None:
+    record = await record_of(CASES["exited"])
+    trace = Trace(record)
+    (check,) = record.checks
+    assert check.answered_s is not None
+    assert check.verdict is not None
+    (span,) = trace.of("X", "check")
+    assert span["agent"] == "checks of cluster 0"
+    assert span["args"]["quality"] == check.verdict.quality
+    (mark,) = trace.of("i", "early exit")
+    assert (mark["s"], mark["agent"], mark["args"]["cancelled"]) == ("g", "checks of cluster 0", "p3")
+    (ended,) = trace.of("i", "exit")
+    assert (ended["agent"], ended["ts"]) == ("p3", round(check.answered_s * 1e6))
+    (cancelled,) = trace.of("i", "cancelled")
+    assert cancelled["agent"] == "p3"
+    assert cancelled["args"]["tokens_saved"] == record.tokens_saved
+    assert cancelled["args"]["kv_freed_tokens"] == record.kv_freed_tokens
+    assert trace.json["otherData"]["early_exit"] == "threshold"
+
+
+async def test_a_root_that_was_left_out() -> None:
+    record = await record_of(CASES["bypassed"])
+    trace = Trace(record)
+    assert sorted(event["agent"] for event in trace.of("i", "exit")) == ["p3", "root"]
+    (mark,) = trace.of("i", "stands in for the root")
+    assert record.duration_s is not None
+    assert (mark["agent"], mark["ts"]) == ("p1", round(record.duration_s * 1e6))
+    assert not trace.of("i", "first token of the root")
+    assert trace.json["otherData"]["answered_by"] == "p1"
+
+
+async def test_an_answer_that_was_gone_on_with() -> None:
+    broke: set[str] = set()
+
+    def fail_at(request: GenerateRequest) -> int | None:
+        if "-p1" in request.request_id and not broke:
+            broke.add("p1")
+            return 4
+        return None
+
+    run = make_service(FakeEngine(fail_at=fail_at)).start(RunRequest(tree="t", conversation=QUESTION))
+    await finish(run)
+    (span,) = Trace(run.record()).of("X", "decode", "p1")
+    assert (span["args"]["attempts"], span["args"]["resumed_tokens"]) == (2, 4)
+
+
+async def test_an_agent_whose_stage_never_opens() -> None:
+    staged = msgspec.structs.replace(agent("p3"), stage=1)
+    of = tree(agent("p1"), agent("p2"), staged, agent("root", ["p1", "p2", "p3"]))
+    service = make_service(FakeEngine(), dataclasses.replace(of, early_exit=EXIT))
+    run = service.start(RunRequest(tree="t", conversation=QUESTION))
+    await finish(run)
+    trace = Trace(run.record())
+    assert [name for name, *_ in trace.spans("p3")] == ["waiting for its stage"]
+    assert [event["agent"] for event in trace.of("i", "skipped")] == ["p3"]
 
 
 async def test_over_http() -> None:

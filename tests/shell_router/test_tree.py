@@ -30,7 +30,7 @@ def test_answers_mark_is_written_out_for_each_input() -> None:
     parts = tree_4_2_1().agent("a1").parts
     assert parts == (
         Text("Q: "), Question(), Text("\n"),
-        Text("[1] "), Slot("p1"), Text("\n"), Text("[2] "), Slot("p2"), Text("\n"), Text("Merge them."),
+        Text("[1] "), Slot("p1", "\n"), Text("\n"), Text("[2] "), Slot("p2", "\n"), Text("\n"), Text("Merge them."),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shell_router.core.prompt import Message, Segment, compile_prompt
+from shell_router.core.retokenize import Pieces, Vocabulary
 from shell_router.core.tree import AgentConfig, Sampling, TemplateConfig, Tree, TreeConfig, build_tree
 
 PROPOSE = TemplateConfig(user="Q: <|question|>", system="You propose.")
@@ -27,6 +28,18 @@ class ByteTokenizer:
                 if found:
                     return [*self.encode(before, special=True), token, *self.encode(after, special=True)]
         return list(text.encode())
+
+    def pieces(self, text: str) -> Pieces:
+        spans = [(at, at + 1) for at, character in enumerate(text) for _ in character.encode()]
+        return Pieces(list(text.encode()), spans, [at for at, _ in spans], [text[at:end] for at, end in spans])
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary((), ())
+
+    @property
+    def fingerprint(self) -> str:
+        return "bytes"
 
     def decode(self, ids: Sequence[int]) -> str:
         names = {token: name for name, token in self._CONTROL}
