@@ -45,16 +45,23 @@ def files(cluster: Cluster) -> dict[str, int]:
 
 async def cancelled_run(client: aiohttp.ClientSession, url: str, draw: random.Random) -> str:
     """Start a run and leave after a random time; answers how far it came."""
-    body = {
-        "model": draw.choice(["chain_2", "tree_3_1", "tree_9_3_1"]),
+    body: dict[str, Any] = {
+        "model": draw.choice(["chain_2", "tree_3_1", "tree_9_3_1", "exit_9_3_1"]),
         "messages": [{"role": "user", "content": f"What is {draw.randrange(1000)} times {draw.randrange(1000)}?"}],
         "stream": draw.random() < 0.5,
         "graft": {"mode": draw.choice(["blocking", "spliced"])},
     }
+    if draw.random() < 0.3:
+        # Agents are cancelled by exits and by deadlines too.
+        body["graft"] |= {"early_exit": {"mode": "threshold", "threshold": 0.0}}
+    if draw.random() < 0.2:
+        body["graft"] |= {"deadline_s": draw.uniform(0.1, 2.0)}
     try:
         async with asyncio.timeout(draw.uniform(0.0, 3.0)):
             async with client.post(f"{url}/v1/chat/completions", json=body) as reply:
                 await reply.read()
+                if reply.status == 504 and "deadline_s" in body["graft"]:
+                    return "cancelled"
                 return "finished" if reply.status == 200 else f"HTTP {reply.status}"
     except TimeoutError:
         return "cancelled"

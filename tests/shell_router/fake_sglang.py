@@ -7,7 +7,10 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from aiohttp import web
+
+from sglang_ext import protocol
 
 Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
 
@@ -27,6 +30,7 @@ class FakeSglang:
                 web.post("/generate", self._generate),
                 web.post("/abort_request", self._abort),
                 web.get("/readiness", self._readiness),
+                web.get(protocol.STATUS_PATH, self._status),
             ]
         )
         self._runner = web.AppRunner(app, handler_cancellation=True)
@@ -56,6 +60,20 @@ class FakeSglang:
     async def _abort(self, request: web.Request) -> web.Response:
         self.aborted.append((await request.json())["rid"])
         return web.Response()
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        status = protocol.Status(
+            plugin_version="0",
+            sglang_version="0",
+            role="prefill",
+            device="cpu",
+            page_size=16,
+            bootstrap_port=1234,
+            sessions=None,
+            refusal=None,
+            hooks=(),
+        )
+        return web.Response(body=msgspec.json.encode(status))
 
     async def _readiness(self, _request: web.Request) -> web.Response:
         return web.Response(status=200 if self.ready else 503)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -241,3 +243,95 @@ async def test_readiness() -> None:
         sglang.ready = False
         with pytest.raises(EngineError, match="answered 503"):
             await engine.check_ready("m")
+
+
+async def _kv(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+    """A prefill worker's answer, in one piece."""
+    await response.write(json.dumps(chunk([10], "", {"type": "length", "length": 1})).encode())
+
+
+def gone() -> str:
+    """A URL at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+async def test_a_second_attempt_goes_to_a_pair_that_is_there() -> None:
+    dead = gone()
+    async with (
+        FakeSglang(_normal) as router,
+        FakeSglang(_kv) as prefill,
+        FakeSglang(_normal) as decode,
+        aiohttp.ClientSession() as client,
+    ):
+        pairs = [PairConfig(prefill=p, decode=d) for p in (prefill.url, dead) for d in (decode.url, dead)]
+        model = ModelConfig(name="m", tokenizer="-", router_url=router.url, pairs=tuple(pairs), context_length=100)
+        engine = HttpEngine({"m": model}, LimitsConfig(), client)
+        for _ in range(8):
+            deltas = [delta async for delta in engine.generate(dataclasses.replace(REQUEST, attempt=2))]
+            assert [token for delta in deltas for token in delta.ids] == [10, 11]
+        assert router.requests == []
+        assert len(prefill.requests) == len(decode.requests) == 8
+        rooms = set()
+        for sent, answered in zip(prefill.requests, decode.requests, strict=True):
+            assert (sent.pop("stream"), answered.pop("stream")) == (False, True)
+            assert sent == answered
+            assert (sent["bootstrap_host"], sent["bootstrap_port"]) == ("127.0.0.1", 1234)
+            rooms.add(sent["bootstrap_room"])
+        assert len(rooms) == 8
+
+
+async def test_a_request_goes_near_its_kv_if_that_pair_is_there() -> None:
+    dead = gone()
+    async with (
+        FakeSglang(_normal) as router,
+        FakeSglang(_kv) as prefill,
+        FakeSglang(_normal) as decode,
+        aiohttp.ClientSession() as client,
+    ):
+        pairs = (PairConfig(prefill=prefill.url, decode=decode.url),)
+        model = ModelConfig(name="m", tokenizer="-", router_url=router.url, pairs=pairs, context_length=100)
+        engine = HttpEngine({"m": model}, LimitsConfig(), client)
+        for near in ((prefill.url, decode.url), (dead, decode.url)):
+            request = dataclasses.replace(REQUEST, near=near)
+            assert [delta async for delta in engine.generate(request)]
+        assert len(decode.requests) == 2, "near, then any pair"
+        assert router.requests == []
+
+
+async def test_when_no_worker_is_known_to_be_there_sglang_router_is_asked() -> None:
+    dead = gone()
+    async with FakeSglang(_normal) as router, aiohttp.ClientSession() as client:
+        pairs = (PairConfig(prefill=dead, decode=dead),)
+        model = ModelConfig(name="m", tokenizer="-", router_url=router.url, pairs=pairs, context_length=100)
+        engine = HttpEngine({"m": model}, LimitsConfig(), client)
+        assert [delta async for delta in engine.generate(dataclasses.replace(REQUEST, attempt=3))]
+        assert len(router.requests) == 1
+
+
+async def test_a_second_attempt_on_regular_workers() -> None:
+    async with FakeSglang(_normal) as worker, aiohttp.ClientSession() as client:
+        model = ModelConfig(
+            name="m", tokenizer="-", router_url=gone(), workers=(gone(), worker.url), context_length=100
+        )
+        engine = HttpEngine({"m": model}, LimitsConfig(), client)
+        assert [delta async for delta in engine.generate(dataclasses.replace(REQUEST, attempt=2))]
+        assert "bootstrap_room" not in worker.requests[0]
+
+
+async def test_what_prefill_refuses_is_an_error_before_the_first_token() -> None:
+    async def refuses(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        await response.write(json.dumps({"error": {"message": "too long"}}).encode())
+
+    async def waits(_response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        await asyncio.Event().wait()
+
+    async with FakeSglang(refuses) as prefill, FakeSglang(waits) as decode, aiohttp.ClientSession() as client:
+        pairs = (PairConfig(prefill=prefill.url, decode=decode.url),)
+        model = ModelConfig(name="m", tokenizer="-", router_url=gone(), pairs=pairs, context_length=100)
+        engine = HttpEngine({"m": model}, LimitsConfig(), client)
+        with pytest.raises(EngineError, match="too long"):
+            async for _ in engine.generate(dataclasses.replace(REQUEST, attempt=2)):
+                pass
+        await asyncio.wait_for(decode.disconnected.wait(), 10)
