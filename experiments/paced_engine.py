@@ -1,13 +1,15 @@
 """A stand-in for sglang-router and workers that answers at once or at a set pace, to load a shell router.
 
 It speaks what the shell router uses of SGLang: `/generate` as server-sent events with incremental output, aborts,
-readiness. Each token's text is the moment it was sent, so that whoever reads it can tell how long it was on its way.
+readiness. Each token's text is the moment it was sent, so that whoever reads it can tell how long it was on its way;
+or what a source of words gives, where answers are to be read as text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
@@ -28,9 +30,13 @@ class _Generate(msgspec.Struct):
 class PacedEngine:
     """Serves on a free port of 127.0.0.1; use as an async context manager."""
 
-    def __init__(self, tokens_per_s: float | None) -> None:
-        """`tokens_per_s` is the pace of each stream; None sends as fast as the socket takes it."""
+    def __init__(self, tokens_per_s: float | None, word: Callable[[], str] | None = None) -> None:
+        """`tokens_per_s` is the pace of each stream; None sends as fast as the socket takes it.
+
+        `word` gives the text of the next token of any stream; without it, the text is the moment of sending.
+        """
         self._interval = 1.0 / tokens_per_s if tokens_per_s else 0.0
+        self._word = word if word is not None else _moment
         self.tokens = 0
         """Tokens sent so far."""
         app = web.Application(client_max_size=2**26)
@@ -66,16 +72,20 @@ class PacedEngine:
             if self._interval:
                 due += self._interval
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-            await response.write(_event(body, number, last=number == limit))
+            await response.write(_event(body, self._word(), number, last=number == limit))
             self.tokens += 1
         await response.write(b"data: [DONE]\n\n")
         return response
 
 
-def _event(request: _Generate, number: int, *, last: bool) -> bytes:
+def _moment() -> str:
+    return f"{time.monotonic():.6f} "
+
+
+def _event(request: _Generate, text: str, number: int, *, last: bool) -> bytes:
     """One token as SGLang 0.5.23 streams it with `--incremental-streaming-output`."""
     event = {
-        "text": f"{time.monotonic():.6f} ",
+        "text": text,
         "output_ids": [_TOKEN],
         "meta_info": {
             "id": request.rid,

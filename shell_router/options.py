@@ -14,6 +14,21 @@ from shell_router.core.tree import SamplingOverride
 from shell_router.record import Mode, Transport
 
 
+class ForcedAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An answer that was recorded: its agent decodes as many tokens, and those who read it get these."""
+
+    ids: Annotated[tuple[int, ...], Meta(min_length=1)]
+    """In the tokens of the agent's own model."""
+    text: str
+    confidence: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """That of the recorded answer, for early exit; without it that of the tokens the engine now decodes."""
+
+    def part(self, start: int, end: int) -> str:
+        """The text of the tokens from `start` to `end`, if all tokens had as many characters."""
+        at = [round(len(self.text) * position / len(self.ids)) for position in (start, end)]
+        return self.text[at[0] : at[1]]
+
+
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Stock OpenAI clients send it with `extra_body={"graft": {...}}`."""
 
@@ -30,3 +45,5 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Replaces fields of every agent's own."""
     deadline_s: Annotated[float, Meta(gt=0)] | None = None
     """For the run, from its start; the tree's and the router's bounds hold as well."""
+    forced: dict[str, ForcedAnswer] = {}
+    """Answers of an earlier run for some agents, to compare ways to run a tree on identical work."""

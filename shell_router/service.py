@@ -25,12 +25,13 @@ from shell_router.core.prompt_cache import Encoder
 from shell_router.core.retokenize import StreamingEncoder
 from shell_router.core.tree import FailurePolicy, Sampling, SamplingOverride, Tree, TreeError, refuse_bypass
 from shell_router.errors import PromptTooLong, RequestError, ShuttingDown, UnknownRun, UnknownTree
-from shell_router.options import RunOptions
+from shell_router.options import ForcedAnswer, RunOptions
 from shell_router.record import RunRecord, Transport
 from shell_router.run import Run, RunHead
 from shell_router.tokenizer import Tokenizer
-from shell_router.transport.base import Engine, GenerateRequest, SessionFactory
+from shell_router.transport.base import Engine, GenerateRequest, PrefillSession, SessionFactory
 from shell_router.transport.capabilities import Capabilities
+from shell_router.transport.forced import ForcedSession, forced_request
 
 logger = logging.getLogger(__name__)
 
@@ -146,12 +147,15 @@ class Service:
                 f"there is no tree {request.tree!r}; this router serves {', '.join(sorted(self.trees))}", param="model"
             )
         _check_slot_orders(tree, request.options.slot_orders)
+        _check_forced(tree, request.options.forced)
         segments = {
             agent.id: compile_prompt(agent, request.conversation, self._tokenizers[agent.model])
             for agent in tree.agents
         }
         sampling = {agent.id: request.options.sampling.over(agent.sampling) for agent in tree.agents}
         sampling[tree.root.id] = request.root_sampling.over(sampling[tree.root.id])
+        for agent_id, answer in request.options.forced.items():
+            sampling[agent_id] = msgspec.structs.replace(sampling[agent_id], max_new_tokens=len(answer.ids))
         bounds = self._prompt_bounds(tree, segments, sampling)
         early_exit = request.options.early_exit.over(tree.early_exit)
         if reason := self._refuse_exit(tree, early_exit):
@@ -235,7 +239,7 @@ class Service:
         request, tree, options = prepared.request, prepared.tree, prepared.request.options
         run_id = f"run-{uuid.uuid4().hex}"
         sessions = {
-            agent.id: self._sessions[options.transport](
+            agent.id: self._session(
                 GenerateRequest(
                     # The position, for no id may begin with another: SGLang's abort of the one would take both.
                     request_id=f"{run_id}-{position}-{agent.id}",
@@ -246,7 +250,9 @@ class Service:
                     seed=(request.seed + position) % _SEED_SPACE,
                     stop=request.stop if agent is tree.root else (),
                 ),
-                max_prompt_tokens=prepared.bounds[agent.id],
+                prepared.bounds[agent.id],
+                options.transport,
+                options.forced.get(agent.id),
             )
             for position, agent in enumerate(tree.agents)
         }
@@ -262,6 +268,14 @@ class Service:
         self._running[run_id] = _Running(run, task, ticket)
         task.add_done_callback(lambda done: self._retire(run_id, done))
         return run
+
+    def _session(
+        self, answer: GenerateRequest, max_prompt_tokens: int, transport: Transport, forced: ForcedAnswer | None
+    ) -> PrefillSession:
+        make = self._sessions[transport]
+        if forced is None:
+            return make(answer, max_prompt_tokens=max_prompt_tokens)
+        return ForcedSession(make(forced_request(answer, forced), max_prompt_tokens=max_prompt_tokens), forced)
 
     @property
     def running(self) -> int:
@@ -363,6 +377,13 @@ def _check_slot_orders(tree: Tree, orders: Mapping[str, Sequence[str]]) -> None:
                 f"slot_orders.{agent_id}: it must name precursors of {agent_id!r} of tree {tree.name!r}, none twice",
                 param="graft.slot_orders",
             )
+
+
+def _check_forced(tree: Tree, forced: Mapping[str, ForcedAnswer]) -> None:
+    """Refuse an answer for an agent that is none."""
+    for agent_id in forced:
+        if agent_id not in tree.successors:
+            raise RequestError(f"forced.{agent_id}: tree {tree.name!r} has no agent {agent_id!r}", param="graft.forced")
 
 
 def load_trees(config: RouterConfig) -> tuple[Tree, ...]:

@@ -33,10 +33,14 @@ def running_pair(pair: Pair) -> StartPair:
 def cluster_pair(path: Path, log_dir: Path, pressure_tokens: int) -> StartPair:
     """The first model's pair of the cluster JSON at `path`, whose small pools have `pressure_tokens` tokens.
 
-    Raises `ConfigError` when the file is wrong or names more than one pair.
+    Raises `ConfigError` when the file is wrong, names more than one pair, or has workers that are no pair.
     """
     config = load_cluster(path)
     model = config.models[0]
+    for each in config.models:
+        if not (each.prefill and each.decode):
+            what = "an `openai` server" if each.openai is not None else "`regular` workers"
+            raise ConfigError(f"{path}: a pair is measured; model {each.name!r} has none, but {what}")
     if len(config.models) > 1 or len(model.prefill) > 1 or len(model.decode) > 1:
         raise ConfigError(f"{path}: one pair of one model is measured; this cluster has more")
 

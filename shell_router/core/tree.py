@@ -106,7 +106,7 @@ class TreeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A tree as it is written in `cfgs/trees/*.json`."""
 
     name: Id
-    agents: Annotated[tuple[AgentConfig, ...], Meta(min_length=1)]
+    agents: Annotated[tuple[AgentConfig, ...], Meta(min_length=1, max_length=512)]
     templates: dict[str, TemplateConfig]
     description: str = ""
     model: str | None = None

@@ -20,6 +20,8 @@ class GenerateRequest:
     sampling: Sampling
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    """Whether the answer goes on to its last token whatever it says."""
     attempt: int = 1
     """From the second on, what was asked before has failed: a worker that answers now should be found."""
     near: tuple[str, str] | None = None

@@ -37,7 +37,7 @@ class FakeEngine:
         self.requests.append(request)
         self.running.add(request.request_id)
         limit = request.sampling.max_new_tokens
-        answer = fake_answer(request.input_ids, limit, self.vocabulary)
+        answer = fake_answer(request.input_ids, limit, self.vocabulary, whole=request.ignore_eos)
         breaks = self.fail_at(request)
         for position, token in enumerate(answer):
             if breaks == position:
@@ -67,10 +67,14 @@ class FakeEngine:
             raise EngineError(f"model {model!r} is not ready")
 
 
-def fake_answer(input_ids: Sequence[int], max_new_tokens: int, vocabulary: int) -> list[int]:
-    """Between half of and all of `max_new_tokens` ids below `vocabulary`, drawn from a hash of the prompt."""
+def fake_answer(input_ids: Sequence[int], max_new_tokens: int, vocabulary: int, *, whole: bool = False) -> list[int]:
+    """Between half of and all of `max_new_tokens` ids below `vocabulary`, drawn from a hash of the prompt.
+
+    With `whole`, all.
+    """
     digest = hashlib.sha256(repr(tuple(input_ids)).encode()).digest()
-    length = max_new_tokens - int.from_bytes(digest[:4], "big") % (max_new_tokens // 2 + 1)
+    shorter = int.from_bytes(digest[:4], "big") % (max_new_tokens // 2 + 1)
+    length = max_new_tokens - (0 if whole else shorter)
     return [
         int.from_bytes(hashlib.sha256(digest + bytes([i % 256, i // 256])).digest()[:4], "big") % vocabulary
         for i in range(length)

@@ -112,6 +112,8 @@ def sampling_params(request: GenerateRequest) -> dict[str, Any]:
     sampling = msgspec.structs.asdict(request.sampling)
     if request.seed is not None:
         sampling["sampling_seed"] = request.seed
+    if request.ignore_eos:
+        sampling["ignore_eos"] = True
     if request.stop:
         sampling["stop"] = request.stop
     return sampling

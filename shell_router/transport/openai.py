@@ -146,6 +146,8 @@ class OpenAIEngine:
         for name in _EXTENSIONS:
             if (value := getattr(sampling, name)) != getattr(_USUAL, name):
                 body[name] = value
+        if request.ignore_eos:
+            body["ignore_eos"] = True
         if request.seed is not None:
             body["seed"] = request.seed
         if request.stop:
