@@ -143,6 +143,19 @@ def _build_smollm2(target: Path) -> None:
     _tokenizer().save_pretrained(target)
 
 
+_TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    # Large enough for greedy outputs to vary with the prompt and not to be ties.
+    "initializer_range": 0.5,
+}
+
+
 def _build_tiny_llama(target: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -152,17 +165,9 @@ def _build_tiny_llama(target: Path) -> None:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=8192,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=True,
-            # Large enough for greedy outputs to vary with the prompt and not to be ties.
-            initializer_range=0.5,
+            **_TINY,
         )
     )
     model.to(torch.float32).save_pretrained(target)
@@ -220,20 +225,7 @@ def _build_tiny_qwen(target: Path) -> None:
     tokenizer = _qwen_tokenizer()
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            max_position_embeddings=8192,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=True,
-            # As for tiny-llama.
-            initializer_range=0.5,
-        )
+        Qwen3Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, head_dim=16, **_TINY)
     )
     model.to(torch.float32).save_pretrained(target)
     tokenizer.save_pretrained(target)
