@@ -18,7 +18,7 @@ from launch.config import ClusterConfig
 from shell_router.record import RunRecord
 from tests.engine.test_runs import chat, run_tree
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
