@@ -7,7 +7,7 @@ ClientError            the run has no answer, or its evidence is missing
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -80,12 +80,16 @@ class RouterClient:
 
     async def ask(self, tree: str, mode: Mode, slots: SlotOrder, question: str, seed: int) -> Reply:
         """Stream one run and measure it. Raises `ClientError` or, once the stream has begun, `StreamError`."""
+        return await self.ask_with(tree, {"mode": mode, "slots": slots}, question, seed)
+
+    async def ask_with(self, tree: str, graft: Mapping[str, object], question: str, seed: int) -> Reply:
+        """The same with all that a request may change about its run: its field `graft`, as builtin types."""
         body = {
             "model": tree,
             "messages": [{"role": "user", "content": question}],
             "stream": True,
             "seed": seed,
-            "graft": {"mode": mode, "slots": slots},
+            "graft": graft,
         }
         run_id: str | None = None
         pieces: list[str] = []

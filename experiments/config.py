@@ -1,4 +1,4 @@
-"""What one experiment asks, of which trees and in which modes: the JSON files in `cfgs/experiments/`."""
+"""What one experiment asks, and in which settings: the JSON files in `cfgs/experiments/`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 from msgspec import Meta
 
 from shell_router.config import ConfigError, Name, PositiveFloat, PositiveInt, load_json
-from shell_router.core.slots import SlotOrder
-from shell_router.record import Mode
+from shell_router.options import RunOptions
 
 NonNegativeInt = Annotated[int, Meta(ge=0)]
+SettingName = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9._+=,-]+$")]
 
 
 class QuestionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,33 +24,64 @@ class QuestionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     start: NonNegativeInt = 0
 
 
+class SettingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the ways to answer a question that an experiment compares."""
+
+    name: SettingName
+    tree: Name
+    """Name of a tree that the cluster serves."""
+    graft: RunOptions = RunOptions()
+    """What a request may change, as the field `graft` of a request has it. With `slots` other than `fixed` the order of
+    the answers in a prompt depends on timing."""
+
+    def __post_init__(self) -> None:
+        """Refuse answers that would be the same for every question."""
+        if self.graft.forced:
+            raise ValueError("`graft.forced` is not for settings; `replay_answers` records and forces answers")
+
+
 class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One experiment: every question goes through every tree in every mode, `repeats` times."""
+    """One experiment: every question is asked in every setting, `repeats` times."""
 
     name: Name
     cluster: str
     """Path of the cluster JSON, relative to this file. Not used with `--url`."""
-    trees: Annotated[tuple[Name, ...], Meta(min_length=1)]
-    """Names of trees that the cluster serves."""
-    modes: Annotated[tuple[Mode, ...], Meta(min_length=1)] = ("blocking", "spliced")
-    slots: SlotOrder = "fixed"
-    """Order in which answers fill slots. Only `fixed` makes all modes build the same prompts from the same answers."""
+    settings: Annotated[tuple[SettingConfig, ...], Meta(min_length=1)]
+    """The first is the baseline that the others are compared with."""
     questions: QuestionsConfig
+    replay_answers: bool = False
+    """Compare the settings of one tree on identical work. Before a question is asked, the first setting of each tree
+    that has several is run once more, without early exit; in all other runs of the tree, every agent is made to give
+    the answer it gave there."""
     seed: NonNegativeInt = 0
-    """Decides the seed of every run and which mode goes first."""
+    """Decides the seed of every run, the order of the settings, and the resampling behind intervals."""
     repeats: PositiveInt = 1
-    """How often each question is asked in each tree and mode, each time with another seed."""
+    """How often each question is asked in each setting, each time with another seed."""
     warmup: NonNegativeInt = 1
-    """Runs of each tree and mode before the measured ones; recorded, and left out of every aggregate."""
+    """Runs of each setting before the measured ones; recorded, and left out of every aggregate."""
     run_timeout_s: PositiveFloat = 600.0
     """Longest a run may take, seconds; a run over it has failed."""
 
     def __post_init__(self) -> None:
-        """Refuse a tree or a mode that is named twice: its runs would be counted twice."""
-        for field, names in (("trees", self.trees), ("modes", self.modes)):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"`{field}` names {twice[0]!r} twice")
+        """Refuse a setting that is named twice: nobody could tell its runs apart."""
+        names = [setting.name for setting in self.settings]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"`settings` names {twice[0]!r} twice")
+
+    @property
+    def baseline(self) -> SettingConfig:
+        """What the other settings are compared with."""
+        return self.settings[0]
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """The trees of the settings, in the order in which they are named first."""
+        return tuple(dict.fromkeys(setting.tree for setting in self.settings))
+
+    def of_tree(self, tree: str) -> tuple[SettingConfig, ...]:
+        """The settings of `tree`."""
+        return tuple(setting for setting in self.settings if setting.tree == tree)
 
 
 def load_experiment(path: Path) -> ExperimentConfig:

@@ -28,7 +28,7 @@ class Progress:
             file=sys.stderr,
             unit="run",
             disable=not self._terminal,
-            bar_format="{desc} {bar} {n_fmt}/{total_fmt} [{elapsed} gone, {remaining} left]",
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt} [{elapsed} gone, {rate_fmt}, {remaining} left]",
         )
         self._ticker: asyncio.Task[None] | None = None
 
@@ -71,4 +71,4 @@ class Progress:
 
 
 def _label(step: Step) -> str:
-    return f"{step.tree} {step.mode} {'warm-up' if step.warmup else step.question.id}"
+    return step.name

@@ -18,6 +18,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time, seconds."""
     flushed: bool
     """Whether the workers' caches were emptied just before."""
+    forced: tuple[str, ...] = ()
+    """Agents that were made to give recorded answers."""
     run_id: str | None
     """None when the run did not begin."""
     ttft_s: float | None

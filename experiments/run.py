@@ -1,9 +1,10 @@
-"""`graft run CFG`: ask questions through trees of agents in each mode on the same workers, and compare.
+"""`graft run CFG`: ask questions in several settings (a tree, and how it is run) on the same workers, and compare.
 
-Measured is what a user waits for, by the client's own clock: the root's first token and the end of its answer. The
-mode is one switch in the request. Questions, seeds and workers are the same, the workers' caches are emptied before
-every run, and which mode goes first alternates. Tables go to stdout, whose last line is one JSON document; progress and
-warnings go to stderr; everything is kept in `runs/<name>/`.
+Measured is what a user waits for, by the client's own clock: the first token and the end of the answer. Questions,
+seeds and workers are the same in all settings, the workers' caches are emptied before every run, and the order of the
+settings is shuffled for every question. Tables go to stdout, whose last line is one JSON document; progress and
+warnings go to stderr; everything is kept in `runs/<name>/`, each run as soon as it has ended. `--resume` makes the runs
+that are missing there.
 
 Exit codes: 0 every run succeeded, 1 a run or the cluster failed, 2 wrong cfg or command line, 130 interrupted.
 """
@@ -18,26 +19,26 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 
-from experiments.aggregate import Pair, pairs
+from experiments.aggregate import Pair, shown_pairs
 from experiments.client import ClientError, Reply, RouterClient, StreamError
 from experiments.config import ExperimentConfig, cluster_path, load_experiment
 from experiments.environment import describe_environment
-from experiments.plan import Step, make_plan, warmup_question
+from experiments.plan import Step, make_plan, recording_options, warmup_question
 from experiments.progress import Progress
 from experiments.questions import is_correct, load_questions, select
 from experiments.result import RunResult
-from experiments.summary import Report, RunFolder, Summary, summarize
+from experiments.summary import Report, RunFolder, Session, Summary, summarize
 from experiments.table import format_failures, format_question, format_table
-from experiments.target import Target, TargetError, check_trees, cluster_target, running_target
+from experiments.target import Target, TargetError, cluster_target, running_target
 from experiments.timeline import draw_timeline, median_pair
 from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
+from shell_router.options import ForcedAnswer
 from shell_router.record import RunRecord
 
 EXIT_FAILED = 1
@@ -55,13 +56,17 @@ class Experiment:
         target: Target,
         folder: RunFolder,
         api_key: str | None = None,
+        results: Sequence[RunResult] = (),
     ) -> None:
+        """`results` are of runs of the plan that were made before; these are not made again."""
         self._api_key = api_key
         self._config = config
+        self._settings = {setting.name: setting for setting in config.settings}
         self._plan = plan
         self._target = target
         self._folder = folder
-        self.results: list[RunResult] = []
+        self.results = list(results)
+        self._made = {result.step.name: result for result in results}
 
     async def run(self) -> None:
         """Make all runs. Raises `ConfigError` when a tree is not served; a run that fails does not stop the others."""
@@ -69,28 +74,35 @@ class Experiment:
             self._target.url, run_timeout_s=self._config.run_timeout_s, api_key=self._api_key
         ) as client:
             await self._check_trees(client)
-            async with Progress(len(self._plan)) as progress:
-                # All modes of one question and tree stand next to each other in the plan.
-                for _, steps in itertools.groupby(
-                    self._plan, key=lambda step: (step.warmup, step.tree, step.question.id, step.repeat)
+            async with Progress(len(self._plan) - len(self._made)) as progress:
+                # All settings of one question stand next to each other in the plan.
+                for _, group in itertools.groupby(
+                    self._plan, key=lambda step: (step.warmup, step.question.id, step.repeat)
                 ):
-                    group: list[RunResult] = []
-                    for step in steps:
+                    steps = list(group)
+                    missing = [step for step in steps if step.name not in self._made]
+                    for step in missing:
                         progress.begin(step)
                         result = await self._make(client, step)
                         self.results.append(result)
+                        self._made[step.name] = result
                         self._folder.add(result)
                         progress.end(result)
-                        group.append(result)
-                    if not group[0].step.warmup:
-                        progress.say(format_question(group) + "\n")
+                    measured = [self._made[step.name] for step in steps if step.measured]
+                    if missing and measured:
+                        progress.say(format_question(measured) + "\n")
 
     async def _check_trees(self, client: RouterClient) -> None:
         try:
             served = await client.trees()
         except ClientError as error:
             raise TargetError(f"the shell router does not answer: {error}") from error
-        check_trees(self._config.trees, served)
+        for index, setting in enumerate(self._config.settings):
+            if setting.tree not in served:
+                there = ", ".join(sorted(served)) or "none"
+                raise ConfigError(
+                    f"tree {setting.tree!r} is not served; there are: {there} - at `$.settings[{index}].tree`"
+                )
 
     async def _make(self, client: RouterClient, step: Step) -> RunResult:
         started = time.time()
@@ -98,10 +110,12 @@ class Experiment:
         reply: Reply | None = None
         run_id: str | None = None
         record: RunRecord | None = None
+        forced: dict[str, ForcedAnswer] = {}
         problems: list[str] = []
         try:
+            forced = self._recorded_answers(step)
             flushed = await self._flush()
-            reply = await client.ask(step.tree, step.mode, self._config.slots, step.question.question, step.seed)
+            reply = await client.ask_with(step.tree, self._options(step, forced), step.question.question, step.seed)
             run_id = reply.run_id
         except StreamError as error:
             run_id = error.run_id
@@ -116,7 +130,7 @@ class Experiment:
                 problems.append(str(error))
             try:
                 record = await client.record(run_id)
-                problems += _contradictions(step, record)
+                problems += _contradictions(step, record, forced)
             except ClientError as error:
                 problems.append(str(error))
         return RunResult(
@@ -124,6 +138,7 @@ class Experiment:
             step=step,
             started=started,
             flushed=flushed,
+            forced=tuple(forced),
             run_id=run_id,
             ttft_s=reply.ttft_s if reply else None,
             latency_s=reply.latency_s if reply else None,
@@ -132,6 +147,30 @@ class Experiment:
             error="; ".join(problems) or None,
             record=record,
         )
+
+    def _options(self, step: Step, forced: dict[str, ForcedAnswer]) -> dict[str, object]:
+        options = self._settings[step.setting].graft
+        if step.recording:
+            options = recording_options(options)
+        builtins: dict[str, object] = msgspec.to_builtins(msgspec.structs.replace(options, forced=forced))
+        return builtins
+
+    def _recorded_answers(self, step: Step) -> dict[str, ForcedAnswer]:
+        """What the agents of a run are made to answer. Raises `ClientError` when the recording failed."""
+        if step.replays is None:
+            return {}
+        recording = self._made[step.replays]
+        if recording.record is None or not recording.succeeded:
+            raise ClientError(f"not asked, since its recording {step.replays} failed")
+        return {
+            agent.id: ForcedAnswer(
+                ids=agent.output_ids,
+                text=agent.text,
+                # Rounding may lift it over 1; one of 0 is too small for a float and cannot be forced.
+                confidence=min(1.0, agent.confidence) if agent.confidence else None,
+            )
+            for agent in recording.record.agents
+        }
 
     async def _flush(self) -> bool:
         """Empty the workers' caches, if that is possible. Raises `ClientError` when it should be and is not."""
@@ -149,6 +188,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.worker_url and not arguments.url:
         _parser().error("--worker-url goes with --url")
+    if arguments.resume and arguments.name:
+        _parser().error("--name is for a new folder, --resume for one that is there")
     try:
         with _terminate_like_interrupt():
             return _main(arguments)
@@ -166,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="graft run",
-        description="Compare the modes of trees on the same workers.",
+        description="Compare settings (trees, and how they are run) on the same workers.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
     parser.add_argument("config", type=Path, help="experiment JSON, as in cfgs/experiments/")
@@ -176,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="with --url: an SGLang worker whose cache is flushed before each run; repeat it for every worker",
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="make the runs that are missing in the run folder of the same cfg"
     )
     parser.add_argument("--name", help="name of the run folder (default: the cfg's name and the UTC time)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
@@ -187,16 +231,27 @@ def _main(arguments: argparse.Namespace) -> int:
     questions = load_questions(config.questions.source)
     plan = make_plan(config, select(questions, config.questions), warmup_question(questions, config))
     key = client_key()
-    now = datetime.datetime.now(datetime.UTC)
-    start = (
-        running_target(arguments.url, arguments.worker_url)
-        if arguments.url
-        else cluster_target(cluster_path(arguments.config, config), config.trees)
-    )
-    # Now that all there is to check has been checked; a folder is a sign that something ran.
-    folder = _make_folder(arguments.runs_dir / (arguments.name or f"{config.name}-{now:%Y%m%dT%H%M%SZ}"))
-    with start(folder.path / "cluster") as target:
-        report = _run(config, plan, target, folder, key)
+    done: list[RunResult] = []
+    folder: RunFolder | None = None
+    if arguments.resume:
+        folder = RunFolder.reopen(arguments.resume, config)
+        done = _check_plan(folder, plan)
+    if folder is not None and len(done) == len(plan):
+        report = _finish(config, plan, folder, done)
+    else:
+        start = (
+            running_target(arguments.url, arguments.worker_url)
+            if arguments.url
+            else cluster_target(cluster_path(arguments.config, config), config.trees)
+        )
+        if folder is None:
+            # Now that all there is to check has been checked; a folder is a sign that something ran.
+            now = datetime.datetime.now(datetime.UTC)
+            path = arguments.runs_dir / (arguments.name or f"{config.name}-{now:%Y%m%dT%H%M%SZ}")
+            folder = _make_folder(path, config)
+        logs = folder.path / f"cluster-{len(folder.sessions())}"
+        with start(logs) as target:
+            report = _run(config, plan, target, folder, key, done)
     # Last, when the cluster has said all it has to say.
     print(msgspec.json.encode(report).decode(), flush=True)
     if report.interrupted:
@@ -204,48 +259,76 @@ def _main(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else EXIT_FAILED
 
 
-def _run(config: ExperimentConfig, plan: Sequence[Step], target: Target, folder: RunFolder, key: str | None) -> Report:
+def _check_plan(folder: RunFolder, plan: Sequence[Step]) -> list[RunResult]:
+    """The runs in `folder`. Raises `ConfigError` when one is not of the plan, since questions or code changed."""
+    done = folder.results()
+    planned = {step.name: step for step in plan}
+    for result in done:
+        if planned.get(result.step.name) != result.step:
+            raise ConfigError(f"{folder.path}: run {result.step.name} is not of this plan; start a new experiment")
+    return done
+
+
+def _run(
+    config: ExperimentConfig,
+    plan: Sequence[Step],
+    target: Target,
+    folder: RunFolder,
+    key: str | None,
+    done: Sequence[RunResult],
+) -> Report:
     if target.flush is None:
         print(
-            "graft run: the workers' caches are not flushed between runs, so a mode may profit from what another left; "
+            "graft run: the workers' caches are not flushed between runs, so a run may profit from what another left; "
             "name the workers with --worker-url",
             file=sys.stderr,
         )
-    _announce(config, plan, folder)
-    started = time.time()
-    experiment = Experiment(config, plan, target, folder, key)
+    environment = describe_environment()
+    if any(session.environment != environment for session in folder.sessions()):
+        print("graft run: code or machine are not those of the runs made before; see `sessions`", file=sys.stderr)
+    folder.add_session(Session(url=target.url, environment=environment, started=time.time()))
+    _announce(config, plan, folder, len(done))
+    experiment = Experiment(config, plan, target, folder, key, done)
     try:
         asyncio.run(experiment.run())
     except KeyboardInterrupt:
-        print(f"graft run: interrupted after {len(experiment.results)} of {len(plan)} runs", file=sys.stderr)
+        print(
+            f"graft run: interrupted after {len(experiment.results)} of {len(plan)} runs; "
+            f"--resume {folder.path} makes the others",
+            file=sys.stderr,
+        )
+    return _finish(config, plan, folder, experiment.results)
+
+
+def _announce(config: ExperimentConfig, plan: Sequence[Step], folder: RunFolder, done: int) -> None:
+    warmups = sum(step.warmup for step in plan)
+    recordings = sum(step.recording for step in plan)
+    print(
+        f"{config.name}: {config.questions.count} questions of {config.questions.source} in "
+        f"{len(config.settings)} settings: {', '.join(setting.name for setting in config.settings)}\n"
+        f"{len(plan)} runs, {warmups} of them warm-ups and {recordings} recordings that no number counts"
+        f"{f'; {done} were made before' if done else ''}. Results go to {folder.path}\n",
+        flush=True,
+    )
+
+
+def _finish(config: ExperimentConfig, plan: Sequence[Step], folder: RunFolder, results: Sequence[RunResult]) -> Report:
     summary = summarize(
         name=folder.path.name,
         config=config,
-        url=target.url,
-        environment=describe_environment(),
-        started=started,
+        sessions=folder.sessions(),
         ended=time.time(),
         plan=plan,
-        results=experiment.results,
+        results=results,
     )
     return _report(summary, folder)
-
-
-def _announce(config: ExperimentConfig, plan: Sequence[Step], folder: RunFolder) -> None:
-    warmups = sum(1 for step in plan if step.warmup)
-    print(
-        f"{config.name}: {config.questions.count} questions of {config.questions.source} through "
-        f"{', '.join(config.trees)} in mode {', '.join(config.modes)}; {len(plan)} runs, "
-        f"{warmups} of them warm-ups that no number counts. Results go to {folder.path}\n",
-        flush=True,
-    )
 
 
 def _report(summary: Summary, folder: RunFolder) -> Report:
     """Write what the folder still lacks, show the table."""
     shown: list[Pair] = []
     for tree in summary.config.trees:
-        pair = median_pair(pairs(summary.results, tree))
+        pair = median_pair(shown_pairs(summary.config, summary.results, tree))
         if pair is not None:
             shown.append(pair)
     if shown:
@@ -259,21 +342,29 @@ def _report(summary: Summary, folder: RunFolder) -> Report:
     return report
 
 
-def _contradictions(step: Step, record: RunRecord) -> list[str]:
+def _contradictions(step: Step, record: RunRecord, forced: Mapping[str, ForcedAnswer]) -> list[str]:
     """Why the run is not the one that was asked for, or not a whole one."""
     problems: list[str] = []
     if record.state != "done":
         problems.append(f"the run is {record.state}: {record.error}")
     if (record.tree, record.mode) != (step.tree, step.mode):
         problems.append(f"the run was {record.tree} {record.mode}, not {step.tree} {step.mode}")
+    answered = {agent.id: agent.output_ids for agent in record.agents if agent.state == "done"}
+    if step.recording:
+        silent = [agent.id for agent in record.agents if not answered.get(agent.id)]
+        if silent:
+            problems.append(f"there is no answer to replay of {', '.join(silent)}")
+    others = [agent for agent, ids in answered.items() if agent in forced and ids != forced[agent].ids]
+    if others:
+        problems.append(f"{', '.join(others)} did not give the recorded answer")
     return problems
 
 
-def _make_folder(path: Path) -> RunFolder:
+def _make_folder(path: Path, config: ExperimentConfig) -> RunFolder:
     try:
-        return RunFolder(path)
+        return RunFolder.create(path, config)
     except FileExistsError as error:
-        raise ConfigError(f"{path} is there already; choose another --name") from error
+        raise ConfigError(f"{path} is there already; choose another --name, or --resume it") from error
 
 
 @contextlib.contextmanager
@@ -287,8 +378,9 @@ def _terminate_like_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupt(_number: int, _frame: object) -> None:
+    # While runs are made, asyncio answers SIGINT by cancelling the run in flight: nothing is torn in the middle.
+    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 
-from experiments.aggregate import BASELINE, PROPOSED, Aggregates, Comparison, ModeAggregate, Spread
+from experiments.aggregate import Aggregates, Comparison, Paired, SettingAggregate, Spread
+from experiments.intervals import FEW, Estimate
 from experiments.result import RunResult
-from shell_router.record import Mode
 
 _NONE = "-"
-_TITLES: dict[Mode, str] = {BASELINE: "blocking (baseline)", PROPOSED: "spliced (proposed)"}
+_COLUMNS = 6
+"""Most settings side by side; the others follow below."""
+_WIDE = 3
+"""Up to so many settings a range stands beside its median, else under it."""
+_NAME_WIDTH = 14
 _FOOTER = """\
-Medians, in brackets the smallest and the largest. End to end and first token are what the client saw; warm-up runs are
-in no number, failed runs only in the count. A ratio is the median over questions of spliced / blocking on the same
-question and seed; below 1, spliced is faster.
+Medians, in round brackets the smallest and the largest. End to end and first token are what the client saw. Warm-ups
+and recordings are in no number; failed runs are counted as runs and as not right, and are in no other number.
 Exposed prefill: from the end of an agent's last precursor to its first token, summed over the run's successors.
 Hidden prefill: time an agent's prompt was being prefilled while a precursor still decoded, summed likewise.
-Tokens are those of all agents. Right answers: with a 135M model, and this few questions, accuracy means little."""
+Tokens are those of all agents. Saved: tokens that cancelled and skipped answers might still have had, by their limits.
+Early exits: checks that made agents needless, and the runs that had one.
+Square brackets are 95 % intervals: of accuracy by Wilson, of pairs by BCa bootstrap over questions. A ratio is the
+geometric mean over questions of setting / baseline on the same question and seed, a difference the mean of setting -
+baseline; below 1 and below 0, the setting is faster. Each interval is for its own comparison alone: of twenty, one
+misses. Questions needed: to find a true difference of one point with 80 % chance, at the variance seen here."""
+_FOOTER_FEW = f"Of fewer than {FEW} questions bootstrap intervals are too narrow: take them for ranges."
 
 
 def format_table(aggregates: Aggregates) -> str:
-    """One block for each tree: a row for each number, a column for each mode, the ratio last; then what they mean."""
-    blocks: list[str] = []
-    for tree in dict.fromkeys(mode.tree for mode in aggregates.modes):
-        modes = [mode for mode in aggregates.modes if mode.tree == tree]
-        comparison = next((c for c in aggregates.comparisons if c.tree == tree), None)
-        blocks.append(_block(tree, modes, comparison))
-    return "\n\n".join([*blocks, _FOOTER])
+    """A row for each number and a column for each setting; then the pairs; then what the numbers mean."""
+    settings = aggregates.settings
+    blocks = [_block(settings[at : at + _COLUMNS], first=at == 0) for at in range(0, len(settings), _COLUMNS)]
+    savings = _savings(settings)
+    if savings:
+        blocks.append(savings)
+    blocks += [_comparison(comparison) for comparison in aggregates.comparisons]
+    footer = _FOOTER
+    if any(c.latency is not None and c.latency.difference.n < FEW for c in aggregates.comparisons):
+        footer += "\n" + _FOOTER_FEW
+    return "\n\n".join([*blocks, footer])
 
 
 def format_question(results: Sequence[RunResult]) -> str:
-    """One question and what the root answered in each mode; `results` are the runs of one tree and one repeat."""
+    """One question and what was answered in each setting; `results` are the runs of one repeat."""
     question = results[0].step.question
-    lines = [f"{question.id} · {results[0].step.tree} · right answer {question.answer}"]
+    lines = [f"{question.id} · right answer {question.answer}"]
     lines.append(textwrap.indent(textwrap.fill(_brief(question.question, 220), 106), "  "))
-    answers = {result.answer for result in results if result.succeeded}
-    if len(answers) == 1 and len(results) > 1 and all(result.succeeded for result in results):
-        times = ", ".join(f"{result.step.mode} {_seconds(result.latency_s)}" for result in results)
-        return "\n".join([*lines, f"  {times}: equal answers", f"  > {_answer(results[0])}"])
+    answers: dict[str | None, list[RunResult]] = {}
     for result in results:
         if result.succeeded:
-            lines.append(f"  {result.step.mode} {_seconds(result.latency_s)} > {_answer(result)}")
+            answers.setdefault(result.answer, []).append(result)
         else:
-            lines.append(f"  {result.step.mode} FAILED: {result.error}")
+            lines.append(f"  {result.step.setting} FAILED: {result.error}")
+    for same in answers.values():
+        times = ", ".join(f"{result.step.setting} {_seconds(result.latency_s)}" for result in same)
+        if len(same) > 1:
+            lines += [f"  {times}: equal answers", f"  > {_answer(same[0])}"]
+        else:
+            lines.append(f"  {times} > {_answer(same[0])}")
     return "\n".join(lines)
 
 
@@ -61,52 +78,142 @@ def format_failures(results: Sequence[RunResult]) -> str:
     return "\n".join(lines)
 
 
-def _block(tree: str, modes: Sequence[ModeAggregate], comparison: Comparison | None) -> str:
-    rows = [[tree, *(_TITLES[mode.mode] for mode in modes)]]
-    rows.append(["runs (failed)", *(f"{mode.runs} ({mode.failed})" for mode in modes)])
-    rows.append(["end to end", *(_range(mode.latency_s) for mode in modes)])
-    rows.append(["first token of the root", *(_range(mode.ttft_s) for mode in modes)])
-    rows.append(["exposed prefill", *(_range(mode.exposed_prefill_s) for mode in modes)])
-    rows.append(["hidden prefill", *(_range(mode.hidden_prefill_s) for mode in modes)])
-    rows.append(["tokens in / out", *(_tokens(mode) for mode in modes)])
-    rows.append(["of these in, cached", *(_count(mode.cached_tokens) for mode in modes)])
-    rows.append(["right answers", *(f"{mode.correct} of {mode.runs - mode.failed}" for mode in modes)])
-    if comparison is not None:
-        ratios = ["spliced / blocking", ""]
-        ratios += [_ratio(comparison.latency_ratio), _ratio(comparison.ttft_ratio)]
-        ratios += [_ratio(comparison.exposed_prefill_ratio), "", "", "", ""]
-        for row, ratio in zip(rows, ratios, strict=True):
-            row.append(ratio)
-    table = align(rows)
-    if comparison is not None:
-        table += f"\nequal answers of the root in both modes: {comparison.equal_answers} of {comparison.pairs}"
-    return table
+def _block(settings: Sequence[SettingAggregate], *, first: bool) -> str:
+    break_ = " " if len(settings) <= _WIDE else "\n"
+    names = [_wrap(setting.setting) for setting in settings]
+    if first:
+        names[0] += "\n(baseline)"
+    rows = [["setting", *names]]
+    rows.append(["tree", *(_wrap(each.tree) for each in settings)])
+    rows.append(["mode", *(each.mode for each in settings)])
+    rows.append(["runs (failed)", *(f"{each.runs} ({each.failed})" for each in settings)])
+    rows.append(["degraded runs", *(str(each.degraded) for each in settings)])
+    if any(each.forced for each in settings):
+        rows.append(["replayed runs", *(str(each.forced) for each in settings)])
+    rows.append(["end to end", *(_range(each.latency_s, break_) for each in settings)])
+    rows.append(["first token", *(_range(each.ttft_s, break_) for each in settings)])
+    rows.append(["exposed prefill", *(_range(each.exposed_prefill_s, break_) for each in settings)])
+    rows.append(["hidden prefill", *(_range(each.hidden_prefill_s, break_) for each in settings)])
+    rows.append(["tokens in / out", *(_tokens(each) for each in settings)])
+    rows.append(["  of in, cached", *(_count(each.cached_tokens) for each in settings)])
+    rows.append(["saved, all runs", *(f"{sum(model.tokens_saved for model in each.models):,}" for each in settings)])
+    rows.append(["checks of a run", *(_count(each.checks) for each in settings)])
+    rows.append(["early exits", *(_exits(each) for each in settings)])
+    rows.append(["right answers", *(f"{each.correct} of {each.runs}" for each in settings)])
+    rows.append(["accuracy, %", *(_accuracy(each.accuracy, break_) for each in settings)])
+    return align(rows)
 
 
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, with a rule under the first row."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("─" * width for width in widths))
+def _savings(settings: Sequence[SettingAggregate]) -> str:
+    """What exits spared each model, over all runs; empty when they spared nothing."""
+    rows = [["saved by exits", "model", "tokens", "agents cancelled", "agents skipped", "of agents"]]
+    for setting in settings:
+        for model in setting.models:
+            if model.cancelled or model.skipped:
+                counts = (model.tokens_saved, model.cancelled, model.skipped, model.agents)
+                rows.append([setting.setting, model.model, *(f"{count:,}" for count in counts)])
+    return align(rows) if len(rows) > 1 else ""
+
+
+def _comparison(comparison: Comparison) -> str:
+    rows = [[f"{comparison.setting} / {comparison.baseline}", "ratio", "difference", "ratios: median (range)"]]
+    for name, paired in (
+        ("end to end", comparison.latency),
+        ("first token", comparison.ttft),
+        ("exposed prefill", comparison.exposed_prefill),
+    ):
+        rows.append([name, *_paired(paired)])
+    rows.append(["accuracy", "", _points(comparison.accuracy), ""])
+    pairs = comparison.pairs + len(comparison.incomplete)
+    lines = [
+        align(rows),
+        f"pairs: {comparison.pairs} of {pairs} complete, with equal answers {comparison.equal_answers}",
+    ]
+    if comparison.incomplete:
+        lines.append(textwrap.fill(f"incomplete: {', '.join(comparison.incomplete)}", 118, subsequent_indent="  "))
+    if comparison.same_work:
+        lines.append("every agent gave the same recorded answers in both")
+    else:
+        needed = comparison.questions_for_one_point
+        count = "cannot be told from these" if needed is None else f"{needed:,}"
+        lines.append(f"questions needed for one point of accuracy: {count}")
     return "\n".join(lines)
 
 
-def _range(spread: Spread | None) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, with a rule under the first row. Cells may have several lines."""
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*rows, strict=True)]
+    lines: list[str] = []
+    for number, row in enumerate(rows):
+        if number == 1:
+            lines.append("  ".join("─" * width for width in widths))
+        cells = [cell.split("\n") for cell in row]
+        for at in range(max(map(len, cells))):
+            pieces = [cell[at] if at < len(cell) else "" for cell in cells]
+            lines.append("  ".join(piece.ljust(width) for piece, width in zip(pieces, widths, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+def _wrap(name: str) -> str:
+    """A long name on several lines, broken after its signs."""
+    lines = [""]
+    for piece in re.findall(r"[^+._=,-]*[+._=,-]*", name):
+        if lines[-1] and len(lines[-1]) + len(piece) > _NAME_WIDTH:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
+
+
+def _range(spread: Spread | None, break_: str) -> str:
     if spread is None:
         return _NONE
-    return f"{_seconds(spread.median):>8} ({spread.min:.2f} - {spread.max:.2f})"
+    to = " - " if break_ == " " else "-"
+    return f"{_seconds(spread.median):>8}{break_}({spread.min:.2f}{to}{spread.max:.2f})"
 
 
-def _ratio(spread: Spread | None) -> str:
-    return _NONE if spread is None else f"{spread.median:.3f} ({spread.min:.3f} - {spread.max:.3f})"
+def _accuracy(estimate: Estimate | None, break_: str) -> str:
+    if estimate is None:
+        return _NONE
+    return f"{100 * estimate.value:.1f}{break_}{_interval(estimate, '.1f', 100)}"
 
 
-def _tokens(mode: ModeAggregate) -> str:
-    return f"{_count(mode.prompt_tokens)} / {_count(mode.completion_tokens)}"
+def _paired(paired: Paired | None) -> tuple[str, str, str]:
+    if paired is None:
+        return _NONE, _NONE, _NONE
+    ratio = ratios = _NONE
+    if paired.ratio is not None and paired.ratios is not None:
+        ratio = f"{paired.ratio.value:.3f} {_interval(paired.ratio, '.3f')}".rstrip()
+        ratios = f"{paired.ratios.median:.3f} ({paired.ratios.min:.3f} - {paired.ratios.max:.3f})"
+    difference = f"{paired.difference.value:+.2f} s {_interval(paired.difference, '+.2f')}".rstrip()
+    return ratio, difference, ratios
+
+
+def _points(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return _NONE
+    return f"{100 * estimate.value:+.1f} points {_interval(estimate, '+.1f', 100)}".rstrip()
+
+
+def _interval(estimate: Estimate, form: str, scale: float = 1) -> str:
+    """Empty where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{estimate.low * scale:{form}}, {estimate.high * scale:{form}}]"
+
+
+def _tokens(setting: SettingAggregate) -> str:
+    return f"{_count(setting.prompt_tokens)} / {_count(setting.completion_tokens)}"
+
+
+def _exits(setting: SettingAggregate) -> str:
+    return f"{setting.exits} in {setting.exited} runs" if setting.exits else "0"
 
 
 def _count(spread: Spread | None) -> str:
-    return _NONE if spread is None else f"{spread.median:,.0f}"
+    """Whole, but for the median of an even number of small ones."""
+    if spread is None:
+        return _NONE
+    return f"{spread.median:g}" if spread.median < 10 else f"{spread.median:,.0f}"
 
 
 def _seconds(value: float | None) -> str:

@@ -33,7 +33,7 @@ def check_trees(asked: Sequence[str], served: Sequence[str]) -> None:
     for tree in asked:
         if tree not in served:
             there = ", ".join(sorted(served)) or "none"
-            raise ConfigError(f"tree {tree!r} is not served; there are: {there} - at `$.trees`")
+            raise ConfigError(f"tree {tree!r} is not served; there are: {there} - at `$.settings`")
 
 
 def running_target(url: str, worker_urls: Sequence[str]) -> Start:

@@ -1,4 +1,4 @@
-"""The timeline picture: what each agent of a run was doing, blocking above spliced. Records in, figure out."""
+"""The timeline picture: what each agent of a run was doing, the baseline above. Records in, figure out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from experiments.aggregate import Pair
+from experiments.result import RunResult
 from shell_router.record import AgentRecord, RunRecord
 
 _WAITING = "#D9DCE1"
@@ -39,10 +40,10 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def median_pair(pairs: Sequence[Pair]) -> Pair | None:
-    """The pair whose blocking run is the (lower) median of its kind; None without one."""
+    """The pair whose baseline is the (lower) median of its kind; None without one."""
     if not pairs:
         return None
-    latencies = [pair.blocking.latency_s or 0.0 for pair in pairs]
+    latencies = [pair.baseline.latency_s or 0.0 for pair in pairs]
     return pairs[latencies.index(statistics.median_low(latencies))]
 
 
@@ -67,35 +68,41 @@ def agent_bars(agent: AgentRecord, end: float) -> list[Bar]:
 
 
 def draw_timeline(pairs: Sequence[Pair]) -> Figure:
-    """One pair of panels for each of `pairs` (one a tree), with one time axis for both panels of a pair."""
-    records = [(_record(pair.blocking.record), _record(pair.spliced.record)) for pair in pairs]
-    heights = [_PANEL_INCH + _ROW_INCH * (len(record.agents) + _gaps(record)) for pair in records for record in pair]
-    total = sum(heights) + 0.75 * len(pairs) + 0.5
+    """A panel for each run of `pairs` (one pair a tree), with one time axis for both panels of a pair."""
+    runs = [[pair.baseline, *([pair.other] if pair.other is not None else [])] for pair in pairs]
+    heights = [[_panel_height(_record(run)) for run in both] for both in runs]
+    total = sum(sum(both) for both in heights) + 0.75 * len(pairs) + 0.5
     figure = Figure(figsize=(12.5, total), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     top = total
-    for index, (pair, (blocking, spliced)) in enumerate(zip(pairs, records, strict=True)):
+    for index, both in enumerate(runs):
         top -= 0.42
-        _heading(figure, pair, y=top / total)
+        _heading(figure, both[0], y=top / total)
         if index == 0:
             _legend(figure, y=top / total)
         top -= 0.33
-        limit = max(_end(blocking), _end(spliced)) * 1.01
-        for panel, record in enumerate((blocking, spliced)):
-            height = heights[2 * index + panel]
+        limit = max(_end(_record(run)) for run in both) * 1.01
+        for run, height in zip(both, heights[index], strict=True):
             area = (0.105, (top - height + 0.42) / total, 0.875, (height - _PANEL_INCH + 0.1) / total)
             axes = figure.add_axes(area)
-            _panel(axes, record, limit, baseline=blocking if panel else None)
+            _panel(axes, run, limit, baseline=None if run is both[0] else both[0])
+            if run is both[-1]:
+                axes.set_xlabel("seconds since the run began", fontsize=8, color=_FAINT, labelpad=2)
             top -= height
     return figure
 
 
-def _record(record: RunRecord | None) -> RunRecord:
-    assert record is not None, "a pair holds runs that succeeded, and those have records"
-    return record
+def _record(run: RunResult) -> RunRecord:
+    assert run.record is not None, "a pair holds runs that succeeded, and those have records"
+    return run.record
 
 
-def _panel(axes: Any, record: RunRecord, limit: float, baseline: RunRecord | None) -> None:
+def _panel_height(record: RunRecord) -> float:
+    return _PANEL_INCH + _ROW_INCH * (len(record.agents) + _gaps(record))
+
+
+def _panel(axes: Any, run: RunResult, limit: float, baseline: RunResult | None) -> None:
+    record = _record(run)
     end = _end(record)
     rows = _rows(record)
     for agent, y in zip(record.agents, rows, strict=True):
@@ -104,8 +111,6 @@ def _panel(axes: Any, record: RunRecord, limit: float, baseline: RunRecord | Non
     axes.set_yticks(rows, [agent.id for agent in record.agents], fontsize=8, color=_INK)
     axes.set_ylim(rows[-1] + 0.75, rows[0] - 0.75)
     axes.set_xlim(0, limit)
-    if baseline is not None:
-        axes.set_xlabel("seconds since the run began", fontsize=8, color=_FAINT, labelpad=2)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10]))
     axes.get_yticklabels()[-1].set_weight("bold")
     axes.tick_params(axis="y", length=0)
@@ -118,9 +123,9 @@ def _panel(axes: Any, record: RunRecord, limit: float, baseline: RunRecord | Non
     if record.ttft_s is not None:
         axes.axvline(record.ttft_s, color=_INK, linewidth=1.1, linestyle=(0, (4, 2)), label="first token")
     axes.axvline(end, color=_INK, linewidth=1.4, label="end")
-    axes.set_title(_panel_title(record, baseline), loc="left", fontsize=9.5, color=_INK, pad=6)
+    axes.set_title(_panel_title(run, baseline), loc="left", fontsize=9.5, color=_INK, pad=6)
     if baseline is not None:
-        axes.axvline(_end(baseline), color=_FAINT, linewidth=1.0, linestyle=":", label="end when blocking")
+        axes.axvline(_end(_record(baseline)), color=_FAINT, linewidth=1.0, linestyle=":", label="end above")
 
 
 def _draw_bar(axes: Any, bar: Bar, y: float) -> None:
@@ -140,21 +145,23 @@ def _draw_bar(axes: Any, bar: Bar, y: float) -> None:
     )
 
 
-def _panel_title(record: RunRecord, baseline: RunRecord | None) -> str:
-    title = f"{record.mode}:  end {_end(record):.1f} s"
+def _panel_title(run: RunResult, baseline: RunResult | None) -> str:
+    record = _record(run)
+    mode = "" if run.step.setting == record.mode else f" ({record.mode})"
+    title = f"{run.step.setting}{mode}:  end {_end(record):.1f} s"
     if record.ttft_s is not None:
-        title += f",  first token of the root {record.ttft_s:.1f} s"
+        title += f",  first token {record.ttft_s:.1f} s"
     if baseline is not None:
-        saved = _end(baseline) - _end(record)
-        title += f"   ({abs(saved):.1f} s {'less' if saved >= 0 else 'more'} than blocking)"
+        saved = _end(_record(baseline)) - _end(record)
+        title += f"   ({abs(saved):.1f} s {'less' if saved >= 0 else 'more'} than {baseline.step.setting})"
     return title
 
 
-def _heading(figure: Figure, pair: Pair, y: float) -> None:
-    step = pair.blocking.step
+def _heading(figure: Figure, run: RunResult, y: float) -> None:
+    step = run.step
     figure.text(0.02, y, step.tree, fontsize=13, weight="bold", color=_INK)
     question = textwrap.shorten(step.question.question, 140, placeholder=" ...")
-    caption = f"\nquestion of the median blocking latency, {step.question.id}: {question}"
+    caption = f"\nquestion of the median latency of {step.setting}, {step.question.id}: {question}"
     figure.text(0.02, y, caption, fontsize=8, color=_FAINT, va="top")
 
 
@@ -164,9 +171,9 @@ def _legend(figure: Figure, y: float) -> None:
         Patch(color=_HIDDEN, label="prefill, hidden (one bar a chunk)"),
         Patch(color=_EXPOSED, label="prefill, exposed"),
         Patch(color=_DECODE, label="decode"),
-        Line2D([], [], color=_INK, linestyle=(0, (4, 2)), linewidth=1.1, label="root's first token"),
+        Line2D([], [], color=_INK, linestyle=(0, (4, 2)), linewidth=1.1, label="first token of the answer"),
         Line2D([], [], color=_INK, linewidth=1.4, label="end"),
-        Line2D([], [], color=_FAINT, linestyle=":", linewidth=1.0, label="end when blocking"),
+        Line2D([], [], color=_FAINT, linestyle=":", linewidth=1.0, label="end above"),
     ]
     figure.legend(
         handles=handles,

@@ -11,7 +11,7 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
-from shell_router.record import RunRecord
+from shell_router.record import Mode, RunRecord
 from tests.experiments.records import make_record
 
 
@@ -21,9 +21,15 @@ class Ask(msgspec.Struct, frozen=True):
     number: int
     """Counts from 0."""
     tree: str
-    mode: str
+    graft: dict[str, Any]
+    """What the request changed about its run."""
     question: str
     seed: int
+
+    @property
+    def mode(self) -> Mode:
+        mode: Mode = self.graft["mode"]
+        return mode
 
 
 class Reply(msgspec.Struct, kw_only=True):
@@ -107,7 +113,7 @@ class FakeRouter:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        ask = Ask(len(self.asks), body["model"], body["graft"]["mode"], body["messages"][0]["content"], body["seed"])
+        ask = Ask(len(self.asks), body["model"], body["graft"], body["messages"][0]["content"], body["seed"])
         assert body["stream"] is True
         self.log.append(ask)
         reply = self._reply(ask)
@@ -118,9 +124,8 @@ class FakeRouter:
             )
         run_id = f"run-{ask.number}"
         text = "".join(reply.pieces)
-        mode: Any = ask.mode
         self._records[run_id] = reply.record or make_record(
-            mode, run_id=run_id, tree=ask.tree, text=text, seed=ask.seed
+            ask.mode, run_id=run_id, tree=ask.tree, text=text, seed=ask.seed
         )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)

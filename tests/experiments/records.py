@@ -99,7 +99,7 @@ def _agent(mode: Mode, layer: int, index: int, precursors: Sequence[AgentRecord]
 
 
 def make_result(
-    mode: Mode,
+    setting: str,
     *,
     question: str = "q1",
     repeat: int = 0,
@@ -109,27 +109,34 @@ def make_result(
     warmup: bool = False,
     tree: str = "tree_3_1",
     layers: Sequence[int] = (3, 1),
+    recording: bool = False,
+    forced: tuple[str, ...] = (),
+    record: RunRecord | None = None,
 ) -> RunResult:
-    """A run as an experiment keeps it; with `error`, one that never began."""
+    """A run as an experiment keeps it; with `error`, one that never began. Setting `blocking` is in that mode."""
     failed = error is not None
+    mode: Mode = "blocking" if setting == "blocking" else "spliced"
     return RunResult(
         order=0,
         step=Step(
-            name=f"{question}/{repeat}/{tree}/{mode}",
+            name=f"{question}/{repeat}/{setting}",
+            setting=setting,
             tree=tree,
             mode=mode,
             question=Question(id=question, question="How many?", answer="18"),
             repeat=repeat,
             seed=7,
             warmup=warmup,
+            recording=recording,
         ),
         started=1_700_000_000.0,
         flushed=True,
-        run_id=None if failed else f"{question}-{mode}",
+        forced=forced,
+        run_id=None if failed else f"{question}-{setting}",
         ttft_s=None if failed else latency_s / 2,
         latency_s=None if failed else latency_s,
         answer=None if failed else answer,
         correct=None if failed else "18" in answer,
         error=error,
-        record=None if failed else make_record(mode, tree=tree, layers=layers, text=answer),
+        record=None if failed else record or make_record(mode, tree=tree, layers=layers, text=answer),
     )

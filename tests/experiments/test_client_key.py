@@ -57,7 +57,10 @@ async def test_graft_run_takes_it_from_the_environment(
     worker.add_routes([web.post("/flush_cache", flush)])
     config = tmp_path / "small.json"
     questions = {"source": "gsm8k_sample", "count": 1}
-    config.write_text(json.dumps({"name": "small", "cluster": "none.json", "trees": ["t"], "questions": questions}))
+    settings = [{"name": "a", "tree": "t"}]
+    config.write_text(
+        json.dumps({"name": "small", "cluster": "none.json", "settings": settings, "questions": questions})
+    )
     async with serving(guarded()) as router, serving(worker) as stock:
         for name, key, code in (("none", None, EXIT_FAILED), ("odd", "a\nb", EXIT_USAGE), ("right", KEY, 0)):
             monkeypatch.delenv(KEY_VARIABLE, raising=False)

@@ -19,8 +19,8 @@ from tests.experiments.records import make_record, make_result
 
 def pair(layers: tuple[int, ...] = (9, 3, 1), tree: str = "tree_9_3_1", latency_s: float = 20.0) -> Pair:
     return Pair(
-        blocking=make_result("blocking", tree=tree, layers=layers, latency_s=latency_s),
-        spliced=make_result("spliced", tree=tree, layers=layers, latency_s=latency_s),
+        baseline=make_result("blocking", tree=tree, layers=layers, latency_s=latency_s),
+        other=make_result("spliced", tree=tree, layers=layers, latency_s=latency_s),
     )
 
 
@@ -68,7 +68,7 @@ def test_first_token_and_ends_are_marked() -> None:
     assert marks[1] == {
         "first token": spliced.ttft_s,
         "end": spliced.duration_s,
-        "end when blocking": blocking.duration_s,
+        "end above": blocking.duration_s,
     }
 
 
@@ -85,6 +85,15 @@ def test_each_tree_has_its_pair_and_panels_do_not_overlap(tmp_path: Path) -> Non
     width, height = (int.from_bytes(path.read_bytes()[at : at + 4]) for at in (16, 20))
     assert width > 1000
     assert height > 1000
+
+
+def test_a_setting_without_another_stands_alone() -> None:
+    alone = Pair(baseline=make_result("tree+overlap", tree="tree_9_3_1", layers=(9, 3, 1)), other=None)
+    figure = draw_timeline([alone, pair((3, 1), "tree_3_1")])
+    assert len(figure.axes) == 3
+    assert figure.axes[0].get_title(loc="left").startswith("tree+overlap (spliced):  end ")
+    assert [axes.get_xlabel() != "" for axes in figure.axes] == [True, False, True]
+    assert figure.axes[2].get_title(loc="left").endswith(" s less than blocking)")
 
 
 def agent(**changes: Any) -> AgentRecord:
