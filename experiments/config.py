@@ -15,11 +15,28 @@ NonNegativeInt = Annotated[int, Meta(ge=0)]
 SettingName = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9._+=,-]+$")]
 
 
+SAMPLE = "gsm8k_sample"
+
+
 class QuestionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which questions are asked: `count` items of a source, from item `start` on."""
 
-    source: Literal["gsm8k_sample"]
-    """A file of `experiments/data/`, without its ending."""
+    source: Literal[
+        "gsm8k_sample",
+        "aime2025",
+        "bbh",
+        "gpqa_diamond",
+        "gsm8k",
+        "hmmt_feb_2025",
+        "humaneval_plus",
+        "ifbench",
+        "math500",
+        "mmlu",
+        "mmlu_prox_lite",
+    ]
+    """A small sample that ships with Graft, or a benchmark (`python -m experiments.benchmarks list`)."""
+    origin: Literal["auto", "hub", "offline"] = "auto"
+    """Where a benchmark is read: `auto` takes what is installed, else the hub."""
     count: PositiveInt
     start: NonNegativeInt = 0
 

