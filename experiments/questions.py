@@ -81,7 +81,8 @@ def open_questions(config: QuestionsConfig) -> Iterator[QuestionSource]:
 def without_words(record: RunRecord) -> RunRecord:
     """`record` without the question, the prompts and the answers: its times, counts and decisions."""
     agents = tuple(
-        msgspec.structs.replace(agent, text=WITHHELD, output_ids=(), prompt_ids=()) for agent in record.agents
+        msgspec.structs.replace(agent, text=WITHHELD, output_ids=(), prompt_ids=(), replay=None)
+        for agent in record.agents
     )
     return msgspec.structs.replace(record, question=WITHHELD, agents=agents)
 

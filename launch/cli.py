@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["run"]:
             return _run(arguments[1:])
+        if arguments[:1] == ["replay"]:
+            return _replay(arguments[1:])
+        if arguments[:1] == ["report"]:
+            return _report(arguments[1:])
         options = _parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
@@ -104,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
 
     # Handed over before parsing; here for the help text.
     commands.add_parser("run", help="run an experiment (`graft run --help`)", add_help=False)
+    commands.add_parser("replay", help="let recorded runs decide again (`graft replay --help`)", add_help=False)
+    commands.add_parser("report", help="tables and pictures of experiments (`graft report --help`)", add_help=False)
     return parser
 
 
@@ -200,6 +206,16 @@ def _run(arguments: list[str]) -> int:
     # By name: experiments build on launch, and an import here would close the circle.
     run_main: Callable[[list[str]], int] = importlib.import_module("experiments.run").main
     return run_main(arguments)
+
+
+def _replay(arguments: list[str]) -> int:
+    replay_main: Callable[[list[str]], int] = importlib.import_module("experiments.replay.__main__").main
+    return replay_main(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    report_main: Callable[[list[str]], int] = importlib.import_module("experiments.report.__main__").main
+    return report_main(arguments)
 
 
 def _refuse_second(config: ClusterConfig) -> None:

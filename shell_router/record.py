@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from shell_router.core.early_exit import ExitPolicy, Verdict
+from shell_router.core.plan import ChunkPolicy
 from shell_router.core.tree import FailurePolicy
 
 Mode = Literal["blocking", "spliced"]
@@ -31,6 +32,38 @@ class ChunkRecord(msgspec.Struct, frozen=True, kw_only=True):
     sent_s: float
     answered_s: float | None
     tokens: int
+
+
+class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A part of a compiled prompt: tokens that stand in it from the start, or the slot of an answer.
+
+    Tokens are given by their place in `prompt_ids` and `ReplayRecord.unused_ids`, one after the other: the first, and
+    how many.
+    """
+
+    agent: str | None = None
+    """Whose slot it is in the template; None where there is no slot."""
+    ids: tuple[int, int] = (0, 0)
+    """Of a slot: what comes before the answer if there is one."""
+    closing: tuple[int, int] | None = None
+    """Of a slot of a list: what follows it when no other answer of the list does."""
+
+
+class ReplayRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a plan was given for an agent: with this and the event log it decides again as it did."""
+
+    max_new_tokens: int
+    """Most tokens of its answer."""
+    page_size: int | None = None
+    """Tokens in a KV page of its model, if that takes appends."""
+    slots: tuple[str, ...] | None = None
+    """The order of the slots that was asked for; None for that of completion."""
+    successors: tuple[str, ...] = ()
+    segments: tuple[SegmentRecord, ...] = ()
+    unused_ids: tuple[int, ...] = ()
+    """Tokens of segments that are not in the prompt."""
+    read_again: dict[str, tuple[int, int]] = {}
+    """Precursors of another tokenizer, and their answers in the prompt, as places like those of segments."""
 
 
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +126,8 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     output_ids: tuple[int, ...]
     prompt_ids: tuple[int, ...]
     """The prompt as it was sent; empty until it is whole."""
+    replay: ReplayRecord | None = None
+    """Of a run that has ended."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +178,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """For agents that had to do without answers because these failed, whose."""
     early_exit: ExitPolicy = ExitPolicy()
     failures: FailurePolicy = FailurePolicy()
+    chunk_policy: ChunkPolicy = ChunkPolicy()
     checks: tuple[CheckRecord, ...] = ()
     """In the order in which they were asked for."""
     question: str

@@ -34,7 +34,16 @@ from shell_router.core.events import (
 from shell_router.core.plan import Plan
 from shell_router.core.progress import AgentState, Progress
 from shell_router.errors import DeadlineExceeded, EngineError, RunFailed
-from shell_router.record import AgentRecord, CheckRecord, ChunkRecord, Mode, RunRecord, Usage
+from shell_router.record import (
+    AgentRecord,
+    CheckRecord,
+    ChunkRecord,
+    Mode,
+    ReplayRecord,
+    RunRecord,
+    Usage,
+)
+from shell_router.replay_record import replay_record
 from shell_router.transport.base import PrefillSession
 
 logger = logging.getLogger(__name__)
@@ -84,6 +93,7 @@ class Run:
         self._sessions = sessions
         self._assessor = assessor
         self._compared = plan.compared
+        self._replays: dict[str, ReplayRecord] = {}
         self._clock = clock
         self._began = clock()
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
@@ -195,6 +205,7 @@ class Run:
             missing=plan.missing,
             early_exit=plan.exit_policy,
             failures=plan.failures,
+            chunk_policy=plan.chunks,
             checks=tuple(
                 CheckRecord(
                     cluster=check.cluster,
@@ -268,7 +279,16 @@ class Run:
             text=answers.text(agent.id),
             output_ids=tuple(answers.ids(agent.id)),
             prompt_ids=tuple(progress.prompt.ids) if progress.prompt.whole else (),
+            replay=self._replay_record(agent.id),
         )
+
+    def _replay_record(self, agent: str) -> ReplayRecord | None:
+        """Made once: a plan that has concluded does not change any more."""
+        if self._plan.outcome is None:
+            return None
+        if agent not in self._replays:
+            self._replays[agent] = replay_record(self._plan, agent)
+        return self._replays[agent]
 
     def _now(self) -> float:
         return self._clock() - self._began

@@ -107,9 +107,11 @@ class Plan:
         self.answers = AgentPromptCache(self._bounds, encoders)
         self._read = {agent.id: self.answers.read_by(agent.id) for agent in tree.agents}
         fixed = {agent.id: agent.precursors for agent in tree.agents} if options.slots == "fixed" else {}
-        orders = {**fixed, **(options.slot_orders or {})}
+        self.segments = segments
+        self.orders: Mapping[str, Sequence[str]] = {**fixed, **(options.slot_orders or {})}
+        """The order of the slots, for agents that have one from the start."""
         self.progress = {
-            agent.id: Progress(agent, Prompt(segments[agent.id], orders.get(agent.id))) for agent in tree.agents
+            agent.id: Progress(agent, Prompt(segments[agent.id], self.orders.get(agent.id))) for agent in tree.agents
         }
         final = tree.finalists if self.exit_policy.bypass is not None else None
         self.exits = {
@@ -122,8 +124,8 @@ class Plan:
         """When the plan wants an `Expired`, seconds since the run began."""
         self._spliced = options.mode == "spliced"
         self._unsettled: dict[str, None] = {}
-        self._page_sizes = page_sizes
-        self._chunks = options.chunks
+        self.page_sizes = page_sizes
+        self.chunks = options.chunks
 
     @property
     def unsettled(self) -> bool:
@@ -270,7 +272,7 @@ class Plan:
         if (
             progress.state not in (AgentState.WAITING, AgentState.APPENDING)
             or progress.append_in_flight
-            or progress.agent.model not in self._page_sizes
+            or progress.agent.model not in self.page_sizes
             or not self._stage_open(agent)
             or not all(self._decodes(precursor) for precursor in progress.agent.precursors)
         ):
@@ -288,12 +290,12 @@ class Plan:
         prompt = progress.prompt
         if prompt.taken_back:
             return 0
-        page = self._page_sizes[progress.agent.model]
+        page = self.page_sizes[progress.agent.model]
         pages = (len(prompt.ids) - prompt.sent) // page
-        if pages < -(-self._chunks.min_tokens // page):
+        if pages < -(-self.chunks.min_tokens // page):
             return 0
-        if self._chunks.max_tokens is not None:
-            pages = min(pages, -(-self._chunks.max_tokens // page))
+        if self.chunks.max_tokens is not None:
+            pages = min(pages, -(-self.chunks.max_tokens // page))
         return pages * page
 
     def _decodes(self, agent: str) -> bool:

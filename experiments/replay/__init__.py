@@ -1,0 +1,1 @@
+"""`graft replay RUN`: recorded runs decide again, from their records and event logs alone."""
