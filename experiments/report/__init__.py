@@ -1,0 +1,1 @@
+"""`graft report`: tables and pictures of finished experiments, for people."""

@@ -1,0 +1,404 @@
+"""A report for people: which tables and pictures, in which words."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from experiments.aggregate import Comparison, Paired, SettingAggregate, Spread
+from experiments.environment import Environment
+from experiments.intervals import FEW, Estimate
+from experiments.load.compare import Over, SettingNumbers
+from experiments.report import plots
+from experiments.report.content import LoadCurve, ReportDocument, RunReport
+from experiments.report.document import Block, Heading, Paragraph, Picture, Table
+from experiments.report.numbers import OUTCOMES
+from experiments.report.source import RunSource
+
+_NONE = "-"
+_SETTINGS_NOTE = (
+    "Medians, in round brackets the smallest and the largest; square brackets are 95 % intervals over questions: of "
+    "accuracy by Wilson, of the mean latency by BCa bootstrap. Times are what the client saw, tokens those of all "
+    "agents. Warm-ups and recordings are in no number; failed runs are counted, are not right, and are in no time."
+)
+_PAIRS_NOTE = (
+    "Same question and same seed in both settings. A ratio is the geometric mean over questions of setting / baseline, "
+    "a difference the mean of setting - baseline, with 95 % BCa bootstrap intervals over questions; below 1 and below "
+    "0 the setting is faster. Questions for one point: with so many a true difference of one point of accuracy is "
+    "found with 80 % chance, at the variance seen here. Each interval is for its own comparison alone."
+)
+_FEW_NOTE = f"Of fewer than {FEW} questions bootstrap intervals are too narrow: take them for ranges."
+_WATERFALL_NOTE = (
+    "Medians by layer of the agent for whom the run waited: from the agent that gave the answer back to a proposer, "
+    "always to the precursor that ended last. Hidden prefill is part of the wait: in the picture at its end, in the "
+    "timeline where it was. Medians need not add up."
+)
+
+
+def make_page(document: ReportDocument, sources: Sequence[RunSource]) -> list[Block]:
+    """All blocks; `sources` are those of `document.runs`."""
+    labels = [*(report.label for report in document.runs), *(load.label for load in document.loads)]
+    blocks: list[Block] = [Heading(1, f"Report: {', '.join(labels)}")]
+    if document.differences is not None:
+        blocks += _side_by_side(document)
+    for report, source in zip(document.runs, sources, strict=True):
+        blocks += _run(report, source)
+    for load in document.loads:
+        blocks += _load(load)
+    return blocks
+
+
+def _side_by_side(document: ReportDocument) -> Iterator[Block]:
+    assert document.differences is not None
+    names = document.differences.names
+    yield Heading(2, "Side by side")
+    differ = f"They differ in {_and(names)}." if names else "Machine, software, commit and cfg are the same."
+    yield Paragraph(
+        f"These folders were measured apart, at different times. {differ} What follows is no paired comparison: "
+        "a difference between two rows of different folders may come from any of this. Pairs are compared within each "
+        "folder, below.",
+        note=True,
+    )
+    places = [["folder", "cfg", "machine", "commit", "questions", "made"]]
+    for report in document.runs:
+        machines = _each(_machine(session.environment) for session in report.sessions)
+        commits = _each(_commit(session.environment) for session in report.sessions)
+        places.append(
+            [report.label, report.config.name, machines, commits, str(len(report.question_ids)), _dates(report)]
+        )
+    yield Table(places)
+    rows = [
+        ["setting", "folder", "runs (failed)", "end to end", "mean", "first token", "accuracy, %", "tokens in / out"]
+    ]
+    for setting in dict.fromkeys(each.setting for report in document.runs for each in report.settings):
+        for report in document.runs:
+            for each in report.settings:
+                if each.setting == setting:
+                    rows.append(
+                        [
+                            setting,
+                            report.label,
+                            f"{each.runs} ({each.failed})",
+                            _range(each.latency_s),
+                            _mean(report.mean_latency_s[setting]),
+                            _range(each.ttft_s),
+                            _accuracy(each.accuracy),
+                            f"{_count(each.prompt_tokens)} / {_count(each.completion_tokens)}",
+                        ]
+                    )
+    yield Table(rows)
+    figure = plots.accuracy_latency(document.runs)
+    if figure is not None:
+        yield Picture(plots.to_svg(figure), "Accuracy against mean latency, all folders, with 95 % intervals")
+
+
+def _run(report: RunReport, source: RunSource) -> Iterator[Block]:
+    yield Heading(2, report.label)
+    yield Heading(3, "What was run")
+    yield Table(_facts(report))
+    if report.interrupted:
+        missing = report.counts.planned - report.counts.made
+        yield Paragraph(f"Interrupted: {missing} of {report.counts.planned} planned runs were not made.", note=True)
+    if not report.caches_flushed:
+        yield Paragraph("Not every run began with empty caches on the workers.", note=True)
+    if report.failures:
+        yield Table([["failed run", "id", "reason"], *([f.name, f.run_id or _NONE, f.reason] for f in report.failures)])
+    yield Heading(3, "Settings")
+    yield Table(_settings(report))
+    yield Paragraph(_SETTINGS_NOTE)
+    figure = plots.accuracy_latency([report])
+    if figure is not None:
+        yield Picture(plots.to_svg(figure), f"{report.label}: accuracy against mean latency, with 95 % intervals")
+    if report.comparisons:
+        yield Heading(3, "Paired comparisons")
+        yield Table(_comparisons(report.comparisons))
+        for comparison in report.comparisons:
+            if comparison.incomplete:
+                yield Paragraph(
+                    f"Incomplete pairs of {comparison.setting} / {comparison.baseline}: "
+                    f"{', '.join(comparison.incomplete)}."
+                )
+        yield Paragraph(_PAIRS_NOTE)
+        if any(each.latency is not None and each.latency.difference.n < FEW for each in report.comparisons):
+            yield Paragraph(_FEW_NOTE, note=True)
+    yield from _times(report, source)
+    yield from _exits(report)
+
+
+def _times(report: RunReport, source: RunSource) -> Iterator[Block]:
+    rows = [
+        ["setting", "layer", "waiting for precursors", "of it, hidden prefill", "exposed prefill", "decode", "runs"]
+    ]
+    for each in report.waterfalls:
+        for layer in each.layers:
+            times = (layer.waiting_s, layer.hidden_s, layer.exposed_s, layer.decode_s)
+            rows.append([each.setting, str(layer.layer), *map(_range, times), str(layer.waiting_s.n)])
+    if len(rows) == 1:
+        return
+    yield Heading(3, "Where the time goes")
+    yield Table(rows)
+    yield Paragraph(_WATERFALL_NOTE)
+    figure = plots.waterfalls(report.waterfalls)
+    if figure is not None:
+        yield Picture(plots.to_svg(figure), f"{report.label}: where the time goes, by layer")
+    drawn = plots.timeline(report.config, source.summary.results)
+    if drawn is not None:
+        figure, pair = drawn
+        step = pair.baseline.step
+        caption = f"{report.label}: {step.question.id}/{step.repeat}, the median run of {step.setting} ({step.tree})"
+        if pair.other is not None:
+            other = pair.other.step
+            caption += f", and the run of {other.setting} ({other.tree}) on the same question and seed"
+        yield Picture(plots.to_svg(figure), caption)
+
+
+def _exits(report: RunReport) -> Iterator[Block]:
+    yield Heading(3, "Early exits")
+    if not any(each.checks for each in report.checks):
+        yield Paragraph("No check was made in a measured run.")
+    else:
+        rows = [["setting", "checks", *OUTCOMES, "runs with an exit", "Q: median (range)", "checks with Q"]]
+        for each, setting in zip(report.checks, report.settings, strict=True):
+            q = each.quality
+            rows.append(
+                [
+                    each.setting,
+                    str(each.checks),
+                    *(str(each.outcomes[outcome]) for outcome in OUTCOMES),
+                    f"{setting.exited} of {setting.runs - setting.failed}",
+                    _NONE if q is None else f"{q.median:.3f} ({q.min:.3f} - {q.max:.3f})",
+                    str(len(each.qualities)),
+                ]
+            )
+        yield Table(rows)
+        figure = plots.qualities(report.checks)
+        if figure is not None:
+            yield Picture(plots.to_svg(figure), f"{report.label}: Q of every check, by what became of it")
+    rows = [["setting", "model", "tokens generated", "tokens saved", "agents", "cancelled", "skipped"]]
+    for setting in report.settings:
+        for model in setting.models:
+            counts = (model.completion_tokens, model.tokens_saved, model.agents, model.cancelled, model.skipped)
+            rows.append([setting.setting, model.model, *(f"{count:,}" for count in counts)])
+    if len(rows) > 1:
+        yield Table(rows)
+        yield Paragraph("Saved: tokens that cancelled and skipped answers might still have had, by their limits.")
+
+
+def _load(load: LoadCurve) -> Iterator[Block]:
+    yield Heading(2, f"{load.label}: load")
+    facts = [
+        ["", load.label],
+        ["tree", load.tree],
+        ["deadline of goodput", f"{load.deadline_s:g} s"],
+        ["blocks left out as invalid", str(load.invalid)],
+        ["machine", _machine(load.environment)],
+        ["commit", _commit(load.environment)],
+        ["software", _software(load.environment)],
+    ]
+    yield Table(facts)
+    if not load.ok:
+        yield Paragraph("The test was interrupted, or blocks of it are invalid and in no number.", note=True)
+    head = ["setting", "rate", "blocks", "offered", "done", "runs/s", "within deadline, %"]
+    rows = [[*head, "first token p50", "first token p99", "latency p50", "latency p99"]]
+    rows += [_load_row(each) for each in load.settings]
+    yield Table(rows)
+    yield Paragraph(
+        "Medians over the valid blocks, in round brackets the smallest and the largest. Times count from the scheduled "
+        "time. Runs that failed are later than any other: a percentile that falls on them reads failed."
+    )
+    figure = plots.load_curve(load)
+    if figure is not None:
+        yield Picture(plots.to_svg(figure), f"{load.label}: latency and goodput against the offered rate")
+    if load.knees:
+        knees = [["setting", "highest rate that held", "lowest that did not", "finished"]]
+        for knee in load.knees:
+            rates = [_NONE if rate is None else f"{rate:g}/s" for rate in (knee.held, knee.failed)]
+            knees.append([knee.setting, *rates, "yes" if knee.finished else "no"])
+        yield Table(knees)
+
+
+def _load_row(each: SettingNumbers) -> list[str]:
+    share = each.medians.get("goodput_share")
+    return [
+        each.setting,
+        "trace" if each.rate is None else f"{each.rate:g}/s",
+        f"{each.blocks - each.invalid} of {each.blocks}",
+        str(each.counts.offered),
+        str(each.counts.done),
+        _over(each.medians.get("trees_per_s"), ".3f"),
+        _NONE if share is None or share.median is None else f"{100 * share.median:.1f}",
+        *(
+            _over(each.medians.get(name), ".2f", " s")
+            for name in ("ttft_s_p50", "ttft_s_p99", "latency_s_p50", "latency_s_p99")
+        ),
+    ]
+
+
+def _facts(report: RunReport) -> list[list[str]]:
+    config, counts = report.config, report.counts
+    questions = ", ".join(f"{name} {value}" for name, value in msgspec.to_builtins(config.questions).items())
+    environments = [session.environment for session in report.sessions]
+    return [
+        ["", report.label],
+        ["cfg", config.name],
+        ["cluster of the cfg", config.cluster],
+        ["shell router", _each(session.url.partition("://")[2] or session.url for session in report.sessions)],
+        ["settings", ", ".join(f"{each.setting} ({each.tree}, {each.mode})" for each in report.settings)],
+        ["questions", f"{len(report.question_ids)} asked ({questions}); {_whole(report)}"],
+        ["ids", ", ".join(report.question_ids) or _NONE],
+        ["repeats", str(config.repeats)],
+        ["seeds", f"{config.seed} of the cfg; {len(report.seeds)} of runs, see report.json"],
+        ["answers replayed", "yes" if config.replay_answers else "no"],
+        [
+            "runs",
+            f"{counts.made} of {counts.planned} made: {counts.measured} measured, {counts.warmups} warm-ups and "
+            f"{counts.recordings} recordings that no number counts; {counts.failed} failed",
+        ],
+        ["made", _dates(report)],
+        ["machine", _each(map(_machine, environments))],
+        ["commit", _each(map(_commit, environments))],
+        ["software", _each(map(_software, environments))],
+    ]
+
+
+def _whole(report: RunReport) -> str:
+    """What the questions are a part of, so that nobody takes a part for it."""
+    if report.benchmark_size is None:
+        return "a sample, no benchmark"
+    return f"the benchmark is {report.benchmark_size:,} items, {report.benchmark_split}"
+
+
+def _settings(report: RunReport) -> list[list[str]]:
+    each = report.settings
+    rows = [["", *(s.setting for s in each)]]
+    rows.append(["tree", *(s.tree for s in each)])
+    rows.append(["mode", *(s.mode for s in each)])
+    rows.append(["runs (failed)", *(f"{s.runs} ({s.failed})" for s in each)])
+    rows.append(["degraded, replayed, stand-ins", *(f"{s.degraded}, {s.forced}, {s.stand_ins}" for s in each)])
+    rows.append(["end to end", *(_range(s.latency_s) for s in each)])
+    rows.append(["mean end to end", *(_mean(report.mean_latency_s[s.setting]) for s in each)])
+    rows.append(["first token", *(_range(s.ttft_s) for s in each)])
+    rows.append(["exposed prefill", *(_range(s.exposed_prefill_s) for s in each)])
+    rows.append(["hidden prefill", *(_range(s.hidden_prefill_s) for s in each)])
+    rows.append(["right answers", *(f"{s.correct} of {s.runs}" for s in each)])
+    if any(report.unjudged.values()):
+        rows.append(["answers nobody could judge", *(str(report.unjudged[s.setting]) for s in each)])
+    rows.append(["accuracy, %", *(_accuracy(s.accuracy) for s in each)])
+    rows.append(["tokens in / out", *(f"{_count(s.prompt_tokens)} / {_count(s.completion_tokens)}" for s in each)])
+    rows.append(["of in, cached", *(_count(s.cached_tokens) for s in each)])
+    rows.append(["tokens saved, of a run", *(_count(s.tokens_saved) for s in each)])
+    rows.append(["tokens saved, all runs", *(f"{_saved(s):,}" for s in each)])
+    rows.append(["checks of a run", *(_count(s.checks) for s in each)])
+    rows.append(["early exits", *(f"{s.exits} in {s.exited} runs" if s.exits else "0" for s in each)])
+    return rows
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    rows = [["", *(f"{each.setting} / {each.baseline}" for each in comparisons)]]
+    rows.append(["pairs complete", *(f"{c.pairs} of {c.pairs + len(c.incomplete)}" for c in comparisons)])
+    measures = ("end to end", "first token", "exposed prefill")
+    for place, name in enumerate(measures):
+        both = [_paired((c.latency, c.ttft, c.exposed_prefill)[place]) for c in comparisons]
+        rows.append([f"{name}, ratio", *(ratio for ratio, _ in both)])
+        rows.append([f"{name}, difference", *(difference for _, difference in both)])
+    rows.append(["accuracy, difference", *(_points(each.accuracy) for each in comparisons)])
+    rows.append(["questions for one point", *(_needed(each) for each in comparisons)])
+    rows.append(["equal answers", *(str(each.equal_answers) for each in comparisons)])
+    rows.append(["same recorded answers", *("yes" if each.same_work else "no" for each in comparisons)])
+    return rows
+
+
+def _paired(paired: Paired | None) -> tuple[str, str]:
+    if paired is None:
+        return _NONE, _NONE
+    ratio = _NONE if paired.ratio is None else f"{paired.ratio.value:.3f} {_interval(paired.ratio, '.3f')}".rstrip()
+    return ratio, f"{paired.difference.value:+.2f} s {_interval(paired.difference, '+.2f')}".rstrip()
+
+
+def _needed(comparison: Comparison) -> str:
+    if comparison.same_work:
+        return "same answers"
+    count = comparison.questions_for_one_point
+    return "cannot be told from these" if count is None else f"{count:,}"
+
+
+def _points(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return _NONE
+    return f"{100 * estimate.value:+.1f} points {_interval(estimate, '+.1f', 100)}".rstrip()
+
+
+def _accuracy(estimate: Estimate | None) -> str:
+    return _NONE if estimate is None else f"{100 * estimate.value:.1f} {_interval(estimate, '.1f', 100)}".rstrip()
+
+
+def _mean(estimate: Estimate | None) -> str:
+    return _NONE if estimate is None else f"{estimate.value:.2f} s {_interval(estimate, '.2f')}".rstrip()
+
+
+def _interval(estimate: Estimate, form: str, scale: float = 1) -> str:
+    """Empty where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{estimate.low * scale:{form}}, {estimate.high * scale:{form}}]"
+
+
+def _range(spread: Spread | None) -> str:
+    return _NONE if spread is None else f"{spread.median:.2f} s ({spread.min:.2f} - {spread.max:.2f})"
+
+
+def _over(over: Over | None, form: str, unit: str = "") -> str:
+    if over is None:
+        return _NONE
+    ends = ["failed" if end is None else f"{end:{form}}" for end in (over.min, over.max)]
+    median = "failed" if over.median is None else f"{over.median:{form}}{unit}"
+    return median if over.n == 1 else f"{median} ({ends[0]} - {ends[1]})"
+
+
+def _count(spread: Spread | None) -> str:
+    """Whole, but for the median of an even number of small ones."""
+    if spread is None:
+        return _NONE
+    return f"{spread.median:g}" if spread.median < 10 else f"{spread.median:,.0f}"
+
+
+def _saved(setting: SettingAggregate) -> int:
+    return sum(model.tokens_saved for model in setting.models)
+
+
+def _machine(environment: Environment) -> str:
+    memory = f"{environment.memory_bytes / 2**30:.0f} GiB"
+    cores = f"{environment.usable_cores} of {environment.cores} cores"
+    return ", ".join([environment.cpu, cores, memory, *(environment.gpus or ("no GPU",))])
+
+
+def _commit(environment: Environment) -> str:
+    if environment.commit is None:
+        return "unknown"
+    return environment.commit[:12] + (" with uncommitted changes" if environment.uncommitted_changes else "")
+
+
+def _software(environment: Environment) -> str:
+    versions = [f"{name} {version or 'not installed'}" for name, version in sorted(environment.versions.items())]
+    return ", ".join([f"Python {environment.python}", *versions, environment.platform])
+
+
+def _dates(report: RunReport) -> str:
+    started = [session.started for session in report.sessions]
+    begun = ", ".join(_date(each) for each in started) or "?"
+    return f"{begun} to {_date(report.ended)}"
+
+
+def _date(time: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(time, datetime.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _each(texts: Iterator[str] | map[str]) -> str:
+    """Different ones once."""
+    return "; ".join(dict.fromkeys(texts)) or _NONE
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
