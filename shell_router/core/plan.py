@@ -380,9 +380,14 @@ class Plan:
             return []
         commands = self._stop(agent, at)
         self.answers.drop(agent)
-        for precursor in progress.agent.precursors:
-            if all(self.progress[reader].state.ended for reader in self.tree.successors[precursor]):
-                commands += self._cancel(precursor, at)
+        return commands + self._cancel_unread(progress.agent.precursors, at)
+
+    def _cancel_unread(self, agents: Sequence[str], at: float) -> list[Command]:
+        """Stop those of `agents` whom nobody will read any more."""
+        commands: list[Command] = []
+        for agent in agents:
+            if all(self.progress[reader].state.ended for reader in self.tree.successors[agent]):
+                commands += self._cancel(agent, at)
         return commands
 
     # Failures
@@ -429,9 +434,7 @@ class Plan:
             if fallback:
                 return commands + fallback
         elif self.failures.missing == "drop":
-            for precursor in progress.agent.precursors:
-                if all(self.progress[reader].state.ended for reader in self.tree.successors[precursor]):
-                    commands += self._cancel(precursor, at)
+            commands += self._cancel_unread(progress.agent.precursors, at)
             return commands + self._after_end(agent, at)
         return commands + self._conclude(Conclude("failed", f"agent {agent!r}: {message}"), at)
 

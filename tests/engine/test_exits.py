@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from launch.cluster import Cluster
-from shell_router.core.early_exit import judge
 from shell_router.record import RunRecord
 from tests.engine.test_runs import chat, run_tree
+from tests.shell_router.verdicts import judged_again
 
 pytestmark = pytest.mark.engine
 
@@ -64,17 +64,8 @@ async def test_decisions_follow_from_the_record(tiny_cluster: Cluster) -> None:
                 answer = await reply.json()
             async with client.get(f"{tiny_cluster.url}/v1/runs/{answer['id']}") as reply:
                 record = msgspec.json.decode(await reply.read(), type=RunRecord)
-            confidences = {agent.id: agent.confidence for agent in record.agents}
             for check in record.checks:
-                known = [value for name in check.agents if (value := confidences[name]) is not None]
-                again = judge(
-                    record.early_exit,
-                    known,
-                    check.likeness or (),
-                    seed=record.seed,
-                    cluster=check.cluster,
-                    step=check.step,
-                )
+                again = judged_again(record, check)
                 assert again == check.verdict
 
 

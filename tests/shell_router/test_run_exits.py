@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from shell_router.config import ConfigError, LimitsConfig
-from shell_router.core.early_exit import BypassPolicy, ExitOverride, ExitPolicy, judge
+from shell_router.core.early_exit import BypassPolicy, ExitOverride, ExitPolicy
 from shell_router.core.events import Event, Finished
 from shell_router.core.plan import Plan
 from shell_router.core.prompt import Message
@@ -25,6 +25,7 @@ from shell_router.transport.fake import FakeEngine
 from tests.shell_router.fake_assessor import FakeAssessor
 from tests.shell_router.serving import fake_service
 from tests.shell_router.trees import AGGREGATE, PROPOSE, ByteTokenizer, agent, tree, tree_4_2_1
+from tests.shell_router.verdicts import judged_again
 
 QUESTION = (Message("user", "why?"),)
 EXIT = ExitOverride(mode="threshold", threshold=0.0)
@@ -142,17 +143,8 @@ async def test_decisions_can_be_made_again_from_the_record_and_from_the_log(mode
         run = service.start(RunRequest(tree="t", conversation=QUESTION, options=options, seed=seed))
         log = [event async for event in run.events()]
         record = msgspec.json.decode(msgspec.json.encode(run.record()), type=type(run.record()))
-        confidences = {each.id: each.confidence for each in record.agents}
         for check in record.checks:
-            known = [value for name in check.agents if (value := confidences[name]) is not None]
-            again = judge(
-                record.early_exit,
-                known,
-                check.likeness or (),
-                seed=record.seed,
-                cluster=check.cluster,
-                step=check.step,
-            )
+            again = judged_again(record, check)
             assert again == check.verdict
             exits += again.exits
         plan: Plan = service.plan(RunRequest(tree="t", conversation=QUESTION, options=options, seed=seed))
