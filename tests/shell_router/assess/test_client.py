@@ -54,8 +54,8 @@ async def _compare(assessor: Assessor, run: str, *texts: str) -> list[float]:
 
 
 def _children() -> list[psutil.Process]:
-    """Assessors that this process has started; it may have children of other tests."""
-    alive = [each for each in psutil.Process().children(recursive=True) if not is_gone(each.pid)]
+    """Assessors that this process has started itself: clusters of other tests have theirs, further down."""
+    alive = [each for each in psutil.Process().children() if not is_gone(each.pid)]
     return [each for each in alive if "shell_router.assess" in each.cmdline()]
 
 
