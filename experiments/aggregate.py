@@ -135,6 +135,11 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     other: RunResult | None
     """None where there is nothing to compare with."""
 
+    @property
+    def runs(self) -> tuple[RunResult, ...]:
+        """Those that there are, the baseline first."""
+        return (self.baseline,) if self.other is None else (self.baseline, self.other)
+
 
 class Aggregates(msgspec.Struct, frozen=True, kw_only=True):
     """What an experiment says, in numbers."""

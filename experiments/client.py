@@ -57,10 +57,7 @@ class RouterClient:
         """`api_key` is for a router that wants one."""
         self._url = url.rstrip("/")
         self._run_timeout = aiohttp.ClientTimeout(total=run_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
-            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-        )
+        self._session = open_session(api_key)
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,10 +148,21 @@ class RouterClient:
             raise ClientError(f"{self._url}{path}: {describe(error)}") from error
 
 
+def open_session(api_key: str | None = None) -> aiohttp.ClientSession:
+    """A session for calls; a run needs a longer timeout of its own. Any number of connections at a time.
+
+    With a bound on these a run would wait here for another to end, in nobody's queue and in no record.
+    """
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+        connector=aiohttp.TCPConnector(limit=0),
+        headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
+    )
+
+
 async def flush_workers(urls: Sequence[str]) -> None:
     """Empty the radix caches of the SGLang workers at `urls`. Raises `ClientError` when one does not."""
-    timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with open_session() as session:
         for url in urls:
             try:
                 async with session.post(f"{url.rstrip('/')}/flush_cache", params={"timeout": FLUSH_WAIT_S}) as response:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from experiments import benchmarks
+from experiments.benchmarks import catalog
 from experiments.config import SAMPLE, QuestionsConfig
 from shell_router.config import ConfigError
 from shell_router.record import RunRecord
@@ -34,12 +35,35 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Its authors ask that it is never shown: question and answer are `WITHHELD` here."""
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where questions come from, and of how much they are a part: a part is never called the benchmark."""
+
+    benchmark: str
+    split: str
+    """Of the benchmark, that these are of."""
+    held: int
+    """Questions in what was read; an experiment asks some of them."""
+    full_split: str
+    """The split that scores on the benchmark are of."""
+    full_size: int
+    """Questions in that split."""
+    read: str
+    """What was read: a package with its version, a local file, or a dataset on the hub."""
+
+    def part(self, asked: int) -> str:
+        """How much of the benchmark `asked` questions are, for people."""
+        if (self.split, asked) == (self.full_split, self.full_size):
+            return f"{self.benchmark}, {self.split}, all {asked:,} questions ({self.read})"
+        whole = f"{self.full_size:,}" if self.split == self.full_split else f"{self.full_size:,}, {self.full_split}"
+        number = f"{asked:,} question{'' if asked == 1 else 's'}"
+        return f"{number} of {self.benchmark}, {self.split}: a part of {whole} ({self.read})"
+
+
 @dataclass(frozen=True)
 class QuestionSource:
     """All the questions of a source, with what is asked and how answers are judged."""
 
-    label: str
-    """What it is and how much of it, for people."""
+    origin: Origin
     questions: tuple[Question, ...]
     items: Mapping[str, benchmarks.Item] = field(default_factory=dict)
     """Those of a benchmark, by id."""
@@ -62,13 +86,30 @@ def open_questions(config: QuestionsConfig) -> Iterator[QuestionSource]:
     """The source that `config` names. Raises `ConfigError` when it cannot be had."""
     if config.source == SAMPLE:
         questions = load_questions(config.source)
-        yield QuestionSource(f"{config.source}: {len(questions)} questions like those of GSM8K", questions)
+        gsm8k = catalog.entry("gsm8k")
+        origin = Origin(
+            benchmark="gsm8k",
+            split=gsm8k.split,
+            held=len(questions),
+            full_split=gsm8k.split,
+            full_size=gsm8k.size,
+            read=f"{config.source}, which ships with Graft",
+        )
+        yield QuestionSource(origin, questions)
         return
     benchmark = benchmarks.load(config.source, source=config.origin)
     shown = [benchmarks.redacted(item) for item in benchmark.items]
+    origin = Origin(
+        benchmark=benchmark.name,
+        split=benchmark.split,
+        held=benchmark.size,
+        full_split=benchmark.full_split,
+        full_size=benchmark.full_size,
+        read=benchmark.source,
+    )
     with benchmarks.ScorerPool() as pool:
         yield QuestionSource(
-            benchmark.label,
+            origin,
             tuple(
                 Question(id=item.id, question=item.prompt, answer=item.answer, confidential=item.confidential)
                 for item in shown

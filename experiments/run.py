@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import datetime
 import itertools
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from experiments.aggregate import Pair, shown_pairs
+from experiments.aggregate import shown_pairs
 from experiments.client import ClientError, Reply, RouterClient, StreamError
+from experiments.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.config import ExperimentConfig, cluster_path, load_experiment
 from experiments.environment import describe_environment
 from experiments.plan import Step, make_plan, recording_options, warmup_question
@@ -40,10 +39,6 @@ from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 from shell_router.options import ForcedAnswer
 from shell_router.record import RunRecord
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 class Experiment:
@@ -202,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.resume and arguments.name:
         _parser().error("--name is for a new folder, --resume for one that is there")
     try:
-        with _terminate_like_interrupt():
+        with terminate_like_interrupt():
             return _main(arguments)
     except ConfigError as error:
         print(f"graft run: {error}", file=sys.stderr)
@@ -262,7 +257,7 @@ def _run_all(arguments: argparse.Namespace, config: ExperimentConfig, source: Qu
         folder = RunFolder.reopen(arguments.resume, config)
         done = _check_plan(folder, plan)
     if folder is not None and len(done) == len(plan):
-        return _finish(config, plan, folder, done)
+        return _finish(config, plan, source, folder, done)
     start = (
         running_target(arguments.url, arguments.worker_url)
         if arguments.url
@@ -317,7 +312,7 @@ def _run(
             f"--resume {folder.path} makes the others",
             file=sys.stderr,
         )
-    return _finish(config, plan, folder, experiment.results)
+    return _finish(config, plan, source, folder, experiment.results)
 
 
 def _announce(
@@ -326,7 +321,7 @@ def _announce(
     warmups = sum(step.warmup for step in plan)
     recordings = sum(step.recording for step in plan)
     print(
-        f"{config.name}: {config.questions.count} questions of {source.label}; "
+        f"{config.name}: {source.origin.part(config.questions.count)}; "
         f"{len(config.settings)} settings: {', '.join(setting.name for setting in config.settings)}\n"
         f"{len(plan)} runs, {warmups} of them warm-ups and {recordings} recordings that no number counts"
         f"{f'; {done} were made before' if done else ''}. Results go to {folder.path}\n",
@@ -334,10 +329,17 @@ def _announce(
     )
 
 
-def _finish(config: ExperimentConfig, plan: Sequence[Step], folder: RunFolder, results: Sequence[RunResult]) -> Report:
+def _finish(
+    config: ExperimentConfig,
+    plan: Sequence[Step],
+    source: QuestionSource,
+    folder: RunFolder,
+    results: Sequence[RunResult],
+) -> Report:
     summary = summarize(
         name=folder.path.name,
         config=config,
+        origin=source.origin,
         sessions=folder.sessions(),
         ended=time.time(),
         plan=plan,
@@ -348,11 +350,11 @@ def _finish(config: ExperimentConfig, plan: Sequence[Step], folder: RunFolder, r
 
 def _report(summary: Summary, folder: RunFolder) -> Report:
     """Write what the folder still lacks, show the table."""
-    shown: list[Pair] = []
+    shown: list[tuple[RunResult, ...]] = []
     for tree in summary.config.trees:
         pair = median_pair(shown_pairs(summary.config, summary.results, tree))
         if pair is not None:
-            shown.append(pair)
+            shown.append(pair.runs)
     if shown:
         draw_timeline(shown).savefig(folder.timeline_file)
     report = folder.finish(summary, timeline=bool(shown))
@@ -387,22 +389,6 @@ def _make_folder(path: Path, config: ExperimentConfig) -> RunFolder:
         return RunFolder.create(path, config)
     except FileExistsError as error:
         raise ConfigError(f"{path} is there already; choose another --name, or --resume it") from error
-
-
-@contextlib.contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """A supervisor's SIGTERM and a closed terminal's SIGHUP keep what is finished, just as Ctrl-C does."""
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    # While runs are made, asyncio answers SIGINT by cancelling the run in flight: nothing is torn in the middle.
-    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

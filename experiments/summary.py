@@ -12,12 +12,14 @@ from experiments.aggregate import Aggregates, Comparison, SettingAggregate, aggr
 from experiments.config import ExperimentConfig
 from experiments.environment import Environment
 from experiments.plan import Step
+from experiments.questions import Origin
 from experiments.result import RunResult
 from shell_router.config import ConfigError
 
 T = TypeVar("T")
 
 DEFINITIONS = {
+    "origin": "what the questions are a part of: `held` were there to choose from, `full_size` is the whole benchmark",
     "latency_s": "client: from sending the request to the end of the root's answer; the headline",
     "ttft_s": "client: from sending the request to the first piece of the root's answer",
     "router_latency_s": "the same end as the shell router's own clock saw it, since the run began",
@@ -62,6 +64,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     config: ExperimentConfig
+    origin: Origin
     sessions: tuple[Session, ...]
     ended: float
     """Unix time, seconds."""
@@ -105,6 +108,7 @@ def summarize(
     *,
     name: str,
     config: ExperimentConfig,
+    origin: Origin,
     sessions: Sequence[Session],
     ended: float,
     plan: Sequence[Step],
@@ -115,6 +119,7 @@ def summarize(
     return Summary(
         name=name,
         config=config,
+        origin=origin,
         sessions=tuple(sessions),
         ended=ended,
         interrupted=len(results) < len(plan),

@@ -26,6 +26,7 @@ _INK = "#22262B"
 _FAINT = "#8A9099"
 _BAR = 0.62
 _ROW_INCH = 0.26
+_BASELINE_END = "end of the first"
 _PANEL_INCH = 0.85
 """Height of a panel without its rows: title, axis and air."""
 
@@ -67,33 +68,35 @@ def agent_bars(agent: AgentRecord, end: float) -> list[Bar]:
     return bars
 
 
-def draw_timeline(pairs: Sequence[Pair]) -> Figure:
-    """A panel for each run of `pairs` (one pair a tree), with one time axis for both panels of a pair."""
-    runs = [[pair.baseline, *([pair.other] if pair.other is not None else [])] for pair in pairs]
-    heights = [[_panel_height(_record(run)) for run in both] for both in runs]
-    total = sum(sum(both) for both in heights) + 0.75 * len(pairs) + 0.5
+def draw_timeline(groups: Sequence[Sequence[RunResult]]) -> Figure:
+    """A panel for each run that succeeded, with one time axis for the panels of a group.
+
+    The runs of a group are of one question with one seed; the first is what the others are compared with.
+    """
+    heights = [[_panel_height(_record(run)) for run in group] for group in groups]
+    total = sum(sum(group) for group in heights) + 0.75 * len(groups) + 0.5
     figure = Figure(figsize=(12.5, total), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     top = total
-    for index, both in enumerate(runs):
+    for index, group in enumerate(groups):
         top -= 0.42
-        _heading(figure, both[0], y=top / total)
+        _heading(figure, group[0], y=top / total)
         if index == 0:
             _legend(figure, y=top / total)
         top -= 0.33
-        limit = max(_end(_record(run)) for run in both) * 1.01
-        for run, height in zip(both, heights[index], strict=True):
+        limit = max(_end(_record(run)) for run in group) * 1.01
+        for run, height in zip(group, heights[index], strict=True):
             area = (0.105, (top - height + 0.42) / total, 0.875, (height - _PANEL_INCH + 0.1) / total)
             axes = figure.add_axes(area)
-            _panel(axes, run, limit, baseline=None if run is both[0] else both[0])
-            if run is both[-1]:
+            _panel(axes, run, limit, baseline=None if run is group[0] else group[0])
+            if run is group[-1]:
                 axes.set_xlabel("seconds since the run began", fontsize=8, color=_FAINT, labelpad=2)
             top -= height
     return figure
 
 
 def _record(run: RunResult) -> RunRecord:
-    assert run.record is not None, "a pair holds runs that succeeded, and those have records"
+    assert run.record is not None, "runs that succeeded have records"
     return run.record
 
 
@@ -125,7 +128,7 @@ def _panel(axes: Any, run: RunResult, limit: float, baseline: RunResult | None) 
     axes.axvline(end, color=_INK, linewidth=1.4, label="end")
     axes.set_title(_panel_title(run, baseline), loc="left", fontsize=9.5, color=_INK, pad=6)
     if baseline is not None:
-        axes.axvline(_end(_record(baseline)), color=_FAINT, linewidth=1.0, linestyle=":", label="end above")
+        axes.axvline(_end(_record(baseline)), color=_FAINT, linewidth=1.0, linestyle=":", label=_BASELINE_END)
 
 
 def _draw_bar(axes: Any, bar: Bar, y: float) -> None:
@@ -147,8 +150,10 @@ def _draw_bar(axes: Any, bar: Bar, y: float) -> None:
 
 def _panel_title(run: RunResult, baseline: RunResult | None) -> str:
     record = _record(run)
-    mode = "" if run.step.setting == record.mode else f" ({record.mode})"
-    title = f"{run.step.setting}{mode}:  end {_end(record):.1f} s"
+    # The group's heading names the tree of its first run.
+    tree = record.tree if baseline is not None and record.tree != _record(baseline).tree else None
+    told = ", ".join(each for each in (tree, record.mode) if each is not None and each != run.step.setting)
+    title = f"{run.step.setting}{f' ({told})' if told else ''}:  end {_end(record):.1f} s"
     if record.ttft_s is not None:
         title += f",  first token {record.ttft_s:.1f} s"
     if baseline is not None:
@@ -173,7 +178,7 @@ def _legend(figure: Figure, y: float) -> None:
         Patch(color=_DECODE, label="decode"),
         Line2D([], [], color=_INK, linestyle=(0, (4, 2)), linewidth=1.1, label="first token of the answer"),
         Line2D([], [], color=_INK, linewidth=1.4, label="end"),
-        Line2D([], [], color=_FAINT, linestyle=":", linewidth=1.0, label="end above"),
+        Line2D([], [], color=_FAINT, linestyle=":", linewidth=1.0, label=_BASELINE_END),
     ]
     figure.legend(
         handles=handles,

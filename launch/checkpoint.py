@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,43 @@ def must_build(path: str) -> bool:
         return False
     name = path.removeprefix(SCHEME)
     return name not in _PACKAGED and not (_place(name) / _COMPLETE).is_file()
+
+
+def target(path: str) -> str:
+    """What `resolve(path)` answers, without building anything. Raises `CheckpointError` as that does."""
+    name = path.removeprefix(SCHEME)
+    if not path.startswith(SCHEME) or name in _PACKAGED:
+        return resolve(path)
+    _check_builtin(name)
+    return str(_place(name))
+
+
+def directory(path: str) -> Path:
+    """Where the files of the model at `path` are on this machine, its config.json among them.
+
+    A builtin is built. A hub id is looked for where `hf download` puts it; nothing is downloaded.
+    Raises `CheckpointError` as `resolve` does, and for a hub id that is not there.
+    """
+    resolved = Path(resolve(path))
+    if path.startswith(SCHEME) or resolved.is_dir():
+        return resolved
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path, "config.json", cache_dir=_hub_cache())
+    if isinstance(found, str):
+        return Path(found).parent
+    raise CheckpointError(
+        f"{path} is not on this machine, so its size is not known. `hf download {path}` fetches it, and "
+        f"`hf download {path} config.json` what a plan needs. If it is gated: accept its licence at "
+        f"https://huggingface.co/{path}, then `hf auth login`"
+    )
+
+
+def _hub_cache() -> Path:
+    """Where the hub's clients keep what they download."""
+    # As huggingface_hub finds it, but when it is asked and not when that is imported.
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
 
 
 def check(path: str) -> None:

@@ -15,11 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from launch import ask, preflight, schema, state, supervisor
+from launch import ask, plan, preflight, schema, state, supervisor
 from launch.ask import AskError
 from launch.cluster import Cluster, ClusterError
-from launch.config import ClusterConfig, ConfigError, load_cluster
+from launch.config import ConfigError, load_cluster
+from launch.gpu.allocation import allocate_here
+from launch.gpu.cards import CardsError
 from launch.home import graft_home
+from launch.plan import PlanError
 from launch.ports import NoFreePort
 from launch.preflight import PreflightError
 from launch.process import ProcessError
@@ -49,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
-    except (UsageError, ConfigError, PreflightError, ClusterRunning) as error:
+    except (UsageError, ConfigError, PreflightError, PlanError, ClusterRunning) as error:
         print(f"graft: {error}", file=sys.stderr)
         return WRONG
-    except (ClusterError, AskError, NoFreePort, ProcessError) as error:
+    except (ClusterError, AskError, CardsError, NoFreePort, ProcessError) as error:
         print(f"graft: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -68,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("cfg", type=Path, help="cluster JSON, e.g. cfgs/cluster/cpu_smollm2.json")
     up.add_argument("--detach", action="store_true", help="return when the cluster is ready; stop it with `graft down`")
     up.add_argument("--run-dir", type=Path, help="folder for logs (default: a new one in $GRAFT_HOME/logs)")
+    up.add_argument("--dry-run", action="store_true", help="check and print the commands; start nothing")
+    _add_host(up)
     up.set_defaults(command=_up)
 
     down = commands.add_parser("down", help="stop a cluster")
@@ -100,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="check a cluster JSON and this machine; start nothing")
     check.add_argument("cfg", type=Path)
+    _add_host(check)
     check.set_defaults(command=_check)
+
+    plan.add_commands(commands)
 
     schemas = commands.add_parser("schema", help="write the JSON Schemas in cfgs/schema from the types")
     schemas.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of step")
@@ -111,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("replay", help="let recorded runs decide again (`graft replay --help`)", add_help=False)
     commands.add_parser("report", help="tables and pictures of experiments (`graft report --help`)", add_help=False)
     return parser
+
+
+def _add_host(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", metavar="NAME", help="which of the cluster's `hosts` this machine is; only its part is meant"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -129,18 +143,23 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
 
 def _up(options: argparse.Namespace) -> int:
     config = load_cluster(options.cfg)
-    _refuse_second(config)
-    preflight.check(config)
-    run_dir: Path = options.run_dir or _new_run_dir(config)
-    if options.detach:
-        _announce(supervisor.detach(options.cfg, config.name, run_dir, sys.stderr))
+    config.check_host(options.host)
+    name = config.part_name(options.host)
+    _refuse_second(name)
+    preflight.check(config, options.host)
+    run_dir: Path = options.run_dir or _new_run_dir(name)
+    if options.dry_run:
+        print(plan.commands_of(config, options.host, run_dir, allocate_here(config, options.host)))
         return OK
-    with Cluster(config, run_dir) as cluster:
-        _announce(_running(config.name))
+    if options.detach:
+        _announce(supervisor.detach(options.cfg, name, options.host, run_dir, sys.stderr))
+        return OK
+    with Cluster(config, run_dir, host=options.host) as cluster:
+        _announce(_running(name))
         try:
             cluster.watch()
         except KeyboardInterrupt:
-            print(f"graft: stopping {config.name}", file=sys.stderr)
+            print(f"graft: stopping {name}", file=sys.stderr)
     return OK
 
 
@@ -186,8 +205,8 @@ def _ask(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     config = load_cluster(options.cfg)
-    preflight.check(config)
-    print(f"{options.cfg}: cluster {config.name} can start here")
+    preflight.check(config, options.host)
+    print(f"{options.cfg}: cluster {config.part_name(options.host)} can start here")
     return OK
 
 
@@ -218,24 +237,30 @@ def _report(arguments: list[str]) -> int:
     return report_main(arguments)
 
 
-def _refuse_second(config: ClusterConfig) -> None:
+def _refuse_second(name: str) -> None:
     """Say that the cluster is up before preflight calls its ports and memory missing."""
-    found = state.read(config.name)
+    found = state.read(name)
     if found is not None and found.running():
-        raise ClusterRunning(f"cluster {config.name} is already up; stop it with `graft down {config.name}`")
+        raise ClusterRunning(f"cluster {name} is already up; stop it with `graft down {name}`")
 
 
-def _new_run_dir(config: ClusterConfig) -> Path:
-    return graft_home() / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
+def _new_run_dir(name: str) -> Path:
+    return graft_home() / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
 
 
 def _named(name: str | None) -> ClusterState:
-    """The cluster of that name, or the only one there is, running or not. Raises `UsageError`."""
+    """The cluster of that name, its only part on this machine, or the only one there is, running or not.
+
+    Raises `UsageError`.
+    """
     clusters = {cluster.name: cluster for cluster in state.read_all()}
     if name is None and len(clusters) == 1:
         return next(iter(clusters.values()))
     if name in clusters:
         return clusters[name]
+    parts = [cluster for known, cluster in clusters.items() if name is not None and known.startswith(f"{name}@")]
+    if len(parts) == 1:
+        return parts[0]
     known = f"there are {', '.join(clusters)}" if clusters else "none is up"
     raise UsageError(f"no cluster {name}; {known}" if name else f"say which cluster; {known}")
 
@@ -257,7 +282,12 @@ def _ready_url(name: str | None) -> str:
 
 
 def _announce(cluster: ClusterState) -> None:
-    print(f"cluster {cluster.name} is ready at {cluster.url} (logs in {cluster.run_dir})", flush=True)
+    print(f"cluster {cluster.name} is {_readiness(cluster)} (logs in {cluster.run_dir})", flush=True)
+
+
+def _readiness(cluster: ClusterState) -> str:
+    """Of one whose processes are all ready."""
+    return f"ready; its shell router is to be at {cluster.url}" if cluster.elsewhere else f"ready at {cluster.url}"
 
 
 def _table(cluster: ClusterState) -> str:
@@ -266,7 +296,7 @@ def _table(cluster: ClusterState) -> str:
     elif cluster.url is None:
         condition = "starting"
     else:
-        condition = f"ready at {cluster.url}"
+        condition = _readiness(cluster)
     rows = [("launcher", cluster.launcher, ""), *((one.name, one.id, one.url) for one in cluster.processes)]
     width = max(len(name) for name, _, _ in rows)
     lines = [f"cluster {cluster.name}: {condition}; logs in {cluster.run_dir}"]

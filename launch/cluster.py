@@ -2,12 +2,15 @@
 
 The order of a start: models are built where they must be, all workers come up side by side, then each model's
 sglang-router, then the shell router. Any failure on the way stops what has been started.
+
+Of a cluster on several machines this is the part on one of them. What that needs from others it waits for.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +21,10 @@ import msgspec
 from launch import checkpoint, command, probe, process, state
 from launch.command import Command, Plan, Service, Worker
 from launch.config import ClusterConfig
+from launch.gpu.allocation import allocate, uses_gpus
+from launch.gpu.cards import CardsError, read_cards
+from launch.gpu.place import Placement, PlacementError
+from launch.gpu.table import plan_table
 from launch.ports import PortChooser
 from launch.process import ChildProcess
 from launch.progress import Progress
@@ -43,14 +50,21 @@ class _Start:
 
     command: Command
     url: str
+    host: str | None
     ready: Callable[[], bool]
 
 
 class Cluster:
-    """The processes of one configuration. Use as a context manager: they run inside it."""
+    """The processes of one configuration, or of its part on `host`. Use as a context manager: they run inside it.
 
-    def __init__(self, config: ClusterConfig, run_dir: Path, *, progress: bool = True) -> None:
+    Raises `ConfigError` when `host` does not say which part, see `ClusterConfig.check_host`.
+    """
+
+    def __init__(self, config: ClusterConfig, run_dir: Path, *, host: str | None = None, progress: bool = True) -> None:
+        config.check_host(host)
         self.config = config
+        self.host = host
+        self.name = config.part_name(host)
         self.run_dir = run_dir.resolve()
         self._progress = progress
         self._children: list[ChildProcess] = []
@@ -64,6 +78,7 @@ class Cluster:
 
     @property
     def workers(self) -> tuple[Worker, ...]:
+        """Those of other machines included."""
         return self._planned.workers
 
     @property
@@ -73,7 +88,9 @@ class Cluster:
 
     def __enter__(self) -> Self:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._state, leftovers = state.claim(self.config.name, self.run_dir)
+        self._state, leftovers = state.claim(
+            self.name, self.run_dir, elsewhere=not self.config.has_shell_router(self.host)
+        )
         try:
             process.stop_groups([leftover.id.pid for leftover in leftovers], GRACE_S)
             self._start()
@@ -107,7 +124,7 @@ class Cluster:
         finally:
             if self._state is not None:
                 self._state = None
-                state.remove(self.config.name)
+                state.remove(self.name)
 
     def check(self) -> None:
         """Raise `ClusterError` when a process has died."""
@@ -126,9 +143,9 @@ class Cluster:
     def restart(self, name: str) -> None:
         """Kill the worker `name` with all its children and start it anew; returns when it is ready.
 
-        Raises `ClusterError` when it does not come up, `KeyError` when there is no such worker.
+        Raises `ClusterError` when it does not come up, `KeyError` when there is no such worker here.
         """
-        worker = {worker.command.name: worker for worker in self.workers}[name]
+        worker = {worker.command.name: worker for worker in self.workers if worker.host == self.host}[name]
         dead = next(child for child in self._children if child.name == name)
         process.stop([dead], 0.0)
         self._children.remove(dead)
@@ -160,26 +177,50 @@ class Cluster:
     def _start(self) -> None:
         deadline = time.monotonic() + self.config.startup_timeout_s
         config_file = self.run_dir / ROUTER_CONFIG
-        reserved = {port for _, port in self.config.fixed_ports()}
-        plan = command.plan(self.config, self._paths(), PortChooser(reserved), config_file)
-        config_file.write_bytes(msgspec.json.format(msgspec.json.encode(plan.router_config), indent=2))
+        reserved = {port for _, _, port in self.config.fixed_ports()}
+        plan = command.plan(self.config, self._paths(), PortChooser(reserved), config_file, self._placements())
+        if self.config.has_shell_router(self.host):
+            config_file.write_bytes(msgspec.json.format(msgspec.json.encode(plan.router_config), indent=2))
         self._plan = plan
 
-        stages = (
-            [_worker_start(worker) for worker in plan.workers],
-            [_service_start(model.router, "/readiness") for model in plan.models],
-            [_service_start(plan.shell_router, "/ready")],
-        )
-        title = f"starting {self.config.name}"
+        stages = self._stages(plan)
+        title = f"starting {self.name}"
         with Progress(title, sum(map(len, stages)), shown=self._progress) as progress:
             for stage in stages:
                 self._bring_up(stage, deadline, progress)
         self._record(plan.shell_router.url)
 
+    def _stages(self, plan: Plan) -> tuple[list[_Start], ...]:
+        """What starts here, in order, and before it what that needs from other machines."""
+        workers = [_worker_start(worker) for worker in plan.workers]
+        needed = [_worker_start(w) for model in plan.models if model.router.host == self.host for w in model.workers]
+        routers = [_service_start(model.router, "/readiness") for model in plan.models]
+        front = _service_start(plan.shell_router, "/ready")
+        return (
+            [one for one in workers if one.host == self.host],
+            [one for one in needed if one.host != self.host],
+            [one for one in routers if one.host == self.host],
+            [one for one in routers if one.host != self.host == front.host],
+            [one for one in (front,) if one.host == self.host],
+        )
+
+    def _placements(self) -> Mapping[str, Placement]:
+        """The GPUs of each process that runs on some; they are shown before anything starts."""
+        if not uses_gpus(self.config, self.host):
+            return {}
+        try:
+            table = read_cards()
+            placements = allocate(self.config, self.host, table)
+        except (PlacementError, CardsError) as error:
+            raise ClusterError(str(error)) from error
+        if self._progress:
+            print(plan_table(placements.values(), table), file=sys.stderr, flush=True)
+        return placements
+
     def _paths(self) -> dict[str, str]:
         """What each path of a model is resolved to, built where it must be."""
         resolved = {}
-        wanted = {path: place for place, path in self.config.paths()}
+        wanted = {path: place for place, path in self.config.paths(self.host)}
         missing = [path for path in wanted if checkpoint.must_build(path)]
         with Progress("building checkpoints", len(missing), shown=self._progress and bool(missing)) as progress:
             for path, place in wanted.items():
@@ -193,19 +234,22 @@ class Cluster:
         return resolved
 
     def _bring_up(self, starts: list[_Start], deadline: float, progress: Progress) -> None:
-        """Start all of `starts` side by side and wait for each to be ready."""
+        """Start those of `starts` that belong here side by side, and wait for each to be ready."""
         for start in starts:
-            self._children.append(ChildProcess(start.command, start.url, self.run_dir))
-            self._record(url=None)
+            if start.host == self.host:
+                self._children.append(ChildProcess(start.command, start.url, self.run_dir))
+                self._record(url=None)
+            else:
+                progress.tell(f"waiting for {self._called(start)}")
         waiting = list(starts)
         while True:
             for start in tuple(waiting):
                 if self._is_ready(start):
                     waiting.remove(start)
-                    progress.done(start.command.name)
+                    progress.done(self._called(start))
             if not waiting:
                 return
-            names = [start.command.name for start in waiting]
+            names = [self._called(start) for start in waiting]
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"{', '.join(names)} did not come up within {self.config.startup_timeout_s:g} s "
@@ -214,12 +258,17 @@ class Cluster:
             progress.waiting(names)
             time.sleep(POLL_S)
 
+    def _called(self, start: _Start) -> str:
+        """What a person is told it is."""
+        name = start.command.name
+        return name if start.host == self.host else f"{name} on host {start.host} ({start.url})"
+
     def _is_ready(self, start: _Start) -> bool:
         self.check()
         try:
             return start.ready()
         except probe.ProbeError as error:
-            raise ClusterError(f"{start.command.name}: {error}") from error
+            raise ClusterError(f"{self._called(start)}: {error}") from error
 
     def _record(self, url: str | None) -> None:
         """Bring the state file up to date."""
@@ -235,9 +284,10 @@ def _worker_start(worker: Worker) -> _Start:
     return _Start(
         worker.command,
         worker.url,
+        worker.host,
         lambda: probe.worker_status(worker.url, worker.role) is not None and probe.answers_ok(worker.url + "/health"),
     )
 
 
 def _service_start(service: Service, ready_path: str) -> _Start:
-    return _Start(service.command, service.url, lambda: probe.answers_ok(service.url + ready_path))
+    return _Start(service.command, service.url, service.host, lambda: probe.answers_ok(service.url + ready_path))

@@ -13,17 +13,21 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
 
-from launch.config import ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig
+from launch.config import LOCALHOST, ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig
+from launch.gpu.demand import EMBEDDING
+from launch.gpu.place import DEVICE_ORDER, Placement
 from shell_router.config import ModelConfig as RoutedModel
 from shell_router.config import PairConfig, RouterConfig
 
 Role = Literal["prefill", "decode", "regular"]
 
-LOCALHOST = "127.0.0.1"
+_ALL_ADDRESSES = "0.0.0.0"
+"""What a server may listen on and nobody can connect to."""
 REQUEST_LIMIT_S = 86_400
 """What stands for "no limit" in seconds where sglang-router wants one: a run's own deadline is the shell router's."""
 
@@ -52,6 +56,8 @@ class Worker:
     url: str
     bootstrap_port: int | None
     command: Command
+    host: str | None = None
+    """The machine it runs on, where the cluster is on several."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Service:
 
     url: str
     command: Command
+    host: str | None = None
+    """The machine it runs on, where the cluster is on several."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All processes of a cluster. `models` are those that some of them serve."""
+    """All processes of a cluster, on whatever machine. `models` are those that some of them serve."""
 
     models: tuple[ModelPlan, ...]
     shell_router: Service
@@ -89,34 +97,50 @@ def plan(
     paths: Mapping[str, str],
     choose_port: Callable[[], int],
     router_config_path: Path,
+    placements: Mapping[str, Placement] = MappingProxyType({}),
 ) -> Plan:
     """Plan the processes of `config`.
 
-    `paths` has what each of `config.paths()` is resolved to; `choose_port` is called for each port that the
-    configuration leaves open; the shell router will be told to read `router_config_path`.
+    `paths` has what each of `config.paths()` is resolved to, or, on one of several machines, each that the processes
+    there need: commands for other machines are not run. `choose_port` is called for each port that the configuration
+    leaves open; the shell router will be told to read `router_config_path`. `placements` has, by its name, the GPUs of
+    each process that runs on some; a worker that is not in it gets what its own configuration says.
     """
     models = tuple(
-        _model_plan(model, paths[model.path], choose_port) for model in config.models if model.openai is None
+        _model_plan(config, model, paths.get(model.path, model.path), choose_port, placements)
+        for model in config.models
+        if model.openai is None
     )
     planned = {model.name: model for model in models}
     asked = config.shell_router
     port = asked.port or choose_port()
-    embedding = asked.embedding
+    embedding, embedding_place = asked.embedding, placements.get(EMBEDDING)
+    listen = asked.listen or config.address(asked.host)
     router_config = RouterConfig(
-        host=asked.host,
+        host=listen,
         port=port,
-        models=tuple(_routed(model, paths[model.path], planned.get(model.name)) for model in config.models),
+        models=tuple(
+            _routed(model, paths.get(model.path, model.path), planned.get(model.name)) for model in config.models
+        ),
         trees=asked.trees,
         limits=asked.limits,
-        embedding=embedding and msgspec.structs.replace(embedding, path=paths[embedding.path]),
+        embedding=embedding
+        and msgspec.structs.replace(
+            embedding,
+            path=paths.get(embedding.path, embedding.path),
+            device=f"cuda:{embedding_place.cards[0]}" if embedding_place is not None else embedding.device,
+        ),
         api_key_env=asked.api_key_env,
     )
     shell_router = Service(
-        url=f"http://{_reachable(asked.host)}:{port}",
+        url=f"http://{config.address(asked.host) if listen == _ALL_ADDRESSES else listen}:{port}",
         command=Command(
             name="shell-router",
             argv=(sys.executable, "-m", "shell_router", "--config", str(router_config_path)),
+            # The assessing process sees all cards and is told a number.
+            env={} if embedding_place is None else DEVICE_ORDER,
         ),
+        host=asked.host,
     )
     return Plan(models=models, shell_router=shell_router, router_config=router_config)
 
@@ -146,22 +170,40 @@ def _routed(model: ModelConfig, path: str, planned: ModelPlan | None) -> RoutedM
     )
 
 
-def _model_plan(model: ModelConfig, path: str, choose_port: Callable[[], int]) -> ModelPlan:
+def _model_plan(
+    config: ClusterConfig,
+    model: ModelConfig,
+    path: str,
+    choose_port: Callable[[], int],
+    placements: Mapping[str, Placement],
+) -> ModelPlan:
     roles: tuple[tuple[Role, tuple[DecodeConfig, ...]], ...] = (
         ("prefill", model.prefill),
         ("decode", model.decode),
         ("regular", model.regular),
     )
     workers = tuple(
-        _worker(model, path, role, i, one, choose_port) for role, configs in roles for i, one in enumerate(configs)
+        _worker(model, path, role, i, one, config.address(one.host), choose_port, placements)
+        for role, configs in roles
+        for i, one in enumerate(configs)
     )
-    return ModelPlan(name=model.name, workers=workers, router=_sglang_router(model, workers, choose_port))
+    router = _sglang_router(model, config.address(model.router.host), workers, choose_port)
+    return ModelPlan(name=model.name, workers=workers, router=router)
 
 
 def _worker(
-    model: ModelConfig, path: str, role: Role, index: int, config: DecodeConfig, choose_port: Callable[[], int]
+    model: ModelConfig,
+    path: str,
+    role: Role,
+    index: int,
+    config: DecodeConfig,
+    address: str,
+    choose_port: Callable[[], int],
+    placements: Mapping[str, Placement],
 ) -> Worker:
     assert model.device is not None
+    name = f"{model.name}-{role}-{index}"
+    placement = placements.get(name)
     port = config.port or choose_port()
     bootstrap_port = config.bootstrap_port or choose_port() if isinstance(config, PrefillConfig) else None
     argv = [
@@ -170,7 +212,7 @@ def _worker(
         "sglang_ext.cpu.serve" if model.device == "cpu" else "sglang.launch_server",
         *("--model-path", path),
         *("--served-model-name", model.name),
-        *("--host", LOCALHOST),
+        *("--host", address),
         *("--port", str(port)),
         *("--device", model.device),
         *("--dtype", model.dtype),
@@ -184,10 +226,7 @@ def _worker(
         argv += ["--disaggregation-mode", role, "--disaggregation-transfer-backend", model.transfer_backend]
     if bootstrap_port is not None:
         argv += ["--disaggregation-bootstrap-port", str(bootstrap_port)]
-    if model.max_total_tokens is not None:
-        argv += ["--max-total-tokens", str(model.max_total_tokens)]
-    if model.mem_fraction_static is not None:
-        argv += ["--mem-fraction-static", str(model.mem_fraction_static)]
+    argv += _memory_flags(model, config) if placement is None else placement.flags
     if not config.radix_cache:
         argv.append("--disable-radix-cache")
     elif role == "decode":
@@ -196,17 +235,19 @@ def _worker(
     overlap = model.device == "cuda" if model.overlap_schedule is None else model.overlap_schedule
     if not overlap:
         argv.append("--disable-overlap-schedule")
-    argv += _cpu_flags(role) if model.device == "cpu" else _gpu_flags(config.gpus)
+    if model.device == "cpu":
+        argv += _cpu_flags(role)
     argv += [*model.flags, *config.flags]
     return Worker(
         role=role,
         model=model.name,
-        url=f"http://{LOCALHOST}:{port}",
+        url=f"http://{address}:{port}",
         bootstrap_port=bootstrap_port,
+        host=config.host,
         command=Command(
-            name=f"{model.name}-{role}-{index}",
+            name=name,
             argv=tuple(argv),
-            env=_worker_env(model, config),
+            env=_worker_env(model, config, placement) | _network_env(config, address),
             # A crashed worker would wait a minute and more for core dumps before it exits.
             defaults={"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"},
             cores=config.cores,
@@ -228,14 +269,27 @@ def _cpu_flags(role: Role) -> list[str]:
     return flags
 
 
-def _gpu_flags(gpus: tuple[int, ...]) -> list[str]:
-    return ["--tp-size", str(len(gpus))] if len(gpus) > 1 else []
+def _memory_flags(model: ModelConfig, config: DecodeConfig) -> list[str]:
+    """What the configuration itself says of memory and GPUs."""
+    flags = []
+    tp_size = len(config.gpus) or config.tp_size or 1
+    if tp_size > 1:
+        flags += ["--tp-size", str(tp_size)]
+    if model.max_total_tokens is not None:
+        flags += ["--max-total-tokens", str(model.max_total_tokens)]
+    fraction = model.mem_fraction_static if config.mem_fraction_static is None else config.mem_fraction_static
+    if fraction is not None:
+        flags += ["--mem-fraction-static", str(fraction)]
+    return flags
 
 
-def _worker_env(model: ModelConfig, config: DecodeConfig) -> dict[str, str]:
+def _worker_env(model: ModelConfig, config: DecodeConfig, placement: Placement | None) -> dict[str, str]:
     env = config.sessions.to_environment()
+    if placement is not None:
+        return {**env, **placement.env}
     if model.device == "cuda":
-        return {**env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus))}
+        chosen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus))} if config.gpus else {}
+        return {**env, **DEVICE_ORDER, **chosen}
     if model.overlap_schedule:
         # It would order this early transfer after the forward pass by a CUDA event.
         env["SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX"] = "0"
@@ -248,11 +302,19 @@ def _worker_env(model: ModelConfig, config: DecodeConfig) -> dict[str, str]:
     }
 
 
-def _sglang_router(model: ModelConfig, workers: tuple[Worker, ...], choose_port: Callable[[], int]) -> Service:
+def _network_env(config: DecodeConfig, address: str) -> dict[str, str]:
+    """What makes a worker on one of several machines tell its peers the right address."""
+    # SGLang would take that of the first interface it finds.
+    return {} if config.host is None else {"SGLANG_HOST_IP": address}
+
+
+def _sglang_router(
+    model: ModelConfig, address: str, workers: tuple[Worker, ...], choose_port: Callable[[], int]
+) -> Service:
     port = model.router.port or choose_port()
     argv = [
         *(sys.executable, "-m", "sglang_router.launch_router"),
-        *("--host", LOCALHOST, "--port", str(port)),
+        *("--host", address, "--port", str(port)),
         # Its metrics port is fixed by default, so that two routers on a machine would clash.
         *("--prometheus-host", LOCALHOST, "--prometheus-port", str(choose_port())),
         *("--worker-startup-check-interval", "1"),
@@ -270,8 +332,9 @@ def _sglang_router(model: ModelConfig, workers: tuple[Worker, ...], choose_port:
             if worker.bootstrap_port is not None:
                 argv.append(str(worker.bootstrap_port))
     return Service(
-        url=f"http://{LOCALHOST}:{port}",
+        url=f"http://{address}:{port}",
         command=Command(name=f"{model.name}-sglang-router", argv=(*argv, *model.router.flags)),
+        host=model.router.host,
     )
 
 
@@ -283,8 +346,3 @@ def _pairs(workers: tuple[Worker, ...]) -> tuple[PairConfig, ...]:
         for decode in workers
         if decode.role == "decode"
     )
-
-
-def _reachable(host: str) -> str:
-    """An address to connect to for a server that listens on `host`."""
-    return LOCALHOST if host in ("", "0.0.0.0") else host

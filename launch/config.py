@@ -5,6 +5,7 @@ A configuration says nothing about the machine it is read on; `launch.preflight`
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,16 @@ from shell_router.config import (
     load_json,
 )
 
+LOCALHOST = "127.0.0.1"
 Index = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(gt=0, lt=1)]
+
+
+class HostConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A machine."""
+
+    address: str
+    """Its IPv4 address in the network that the machines share. All its servers listen there, and KV goes there."""
 
 
 class DecodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +44,14 @@ class DecodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cores: tuple[Index, ...] = ()
     """CPU cores the worker is pinned to; empty leaves it to the system. On the CPU engine each worker wants its own."""
     gpus: tuple[Index, ...] = ()
-    """GPUs of the worker; more than one means tensor parallelism over them. Only with device `cuda`."""
+    """GPUs of the worker, by their number on the PCI bus; more than one means tensor parallelism over them. Empty lets
+    `graft plan` choose. Only with device `cuda`."""
+    tp_size: PositiveInt | None = None
+    """How many GPUs it takes where `gpus` is empty; without it, one."""
+    mem_fraction_static: Share | None = None
+    """As that of the model, for this worker alone."""
+    host: Name | None = None
+    """The machine it runs on, a name of the table `hosts`; without such a table, this one."""
     port: Port = 0
     """0 = choose."""
     radix_cache: bool = True
@@ -56,6 +72,8 @@ class PrefillConfig(DecodeConfig, frozen=True, kw_only=True, forbid_unknown_fiel
 class SglangRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The sglang-router in front of one model's workers."""
 
+    host: Name | None = None
+    """The machine it runs on, as that of a worker."""
     port: Port = 0
     """0 = choose."""
     flags: tuple[str, ...] = ()
@@ -89,9 +107,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     page_size: PositiveInt = 16
     """Tokens of a KV page."""
     max_total_tokens: PositiveInt | None = None
-    """Size of each worker's KV pool in tokens; without it, SGLang takes what memory allows."""
+    """Size of each worker's KV pool in tokens; without it, what memory allows."""
     mem_fraction_static: Share | None = None
-    """Share of memory for weights and KV pool; without it, SGLang chooses."""
+    """Share of a worker's free memory for weights and KV pool; without it, `graft plan` chooses on GPUs and SGLang on
+    CPU."""
     transfer_backend: Literal["nixl"] = "nixl"
     """What moves KV from prefill to decode."""
     overlap_schedule: bool | None = None
@@ -108,8 +127,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class ShellRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The shell router, where clients come in."""
 
-    host: str = "127.0.0.1"
-    """Address it listens on. Everything behind it listens on 127.0.0.1 only."""
+    host: Name | None = None
+    """The machine it runs on, as that of a worker."""
+    listen: Annotated[str, Meta(min_length=1)] | None = None
+    """Address it listens on; without it 127.0.0.1, or the address of its `host`."""
     port: Port = 0
     """0 = choose."""
     trees: tuple[str, ...]
@@ -129,52 +150,112 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     description: str = ""
     models: Annotated[tuple[ModelConfig, ...], Meta(min_length=1)]
     shell_router: ShellRouterConfig
+    hosts: dict[Name, HostConfig] = {}
+    """The machines of a cluster on several of them. Each machine starts its part: `graft up CFG --host NAME`."""
     startup_timeout_s: PositiveFloat = 600.0
-    """From the first process to the last one that is ready."""
+    """From the first process to the last one that is ready, those of other machines that these wait for included."""
 
     def __post_init__(self) -> None:
         for problem in self._problems():
             raise ValueError(problem)
 
-    def fixed_ports(self) -> Iterator[tuple[str, int]]:
-        """JSON path and number of each port that is not left to be chosen."""
-        for path, port in self._ports():
-            if port:
-                yield path, port
+    def check_host(self, host: str | None) -> None:
+        """Raise `ConfigError` unless `host` says which part of the cluster is meant: a name of the table `hosts` where
+        there is one, None where there is none."""
+        listed = ", ".join(self.hosts)
+        if host is None and self.hosts:
+            raise ConfigError(f"cluster {self.name} is on the hosts {listed}: say with --host which of them this is")
+        if host is not None and not self.hosts:
+            raise ConfigError(f"cluster {self.name} has no table `hosts`, so there is no host {host!r} in it")
+        if host is not None and host not in self.hosts:
+            raise ConfigError(f"cluster {self.name} has no host {host!r}; its table `hosts` has {listed}")
 
-    def workers(self) -> Iterator[tuple[str, ModelConfig, DecodeConfig]]:
+    def part_name(self, host: str | None) -> str:
+        """What the part of the cluster on `host` is called; the whole one, where there is no table of hosts."""
+        return self.name if host is None else f"{self.name}@{host}"
+
+    def address(self, host: str | None) -> str:
+        """Where the servers of `host` listen."""
+        return LOCALHOST if host is None else self.hosts[host].address
+
+    # In what follows `on` is a name of the table `hosts`: of that machine's part only. None means all.
+
+    def fixed_ports(self, on: str | None = None) -> Iterator[tuple[str, str, int]]:
+        """JSON path, address and number of each port that is not left to be chosen."""
+        for path, host, port in self._ports():
+            if port and on in (None, host):
+                listen = self.shell_router.listen if path == "$.shell_router.port" else None
+                yield path, listen or self.address(host), port
+
+    def workers(self, on: str | None = None) -> Iterator[tuple[str, ModelConfig, DecodeConfig]]:
         """JSON path, model and configuration of each worker."""
         for m, model in enumerate(self.models):
-            for p, prefill in enumerate(model.prefill):
-                yield f"$.models[{m}].prefill[{p}]", model, prefill
-            for d, decode in enumerate(model.decode):
-                yield f"$.models[{m}].decode[{d}]", model, decode
-            for r, regular in enumerate(model.regular):
-                yield f"$.models[{m}].regular[{r}]", model, regular
+            for role in ("prefill", "decode", "regular"):
+                for w, worker in enumerate(getattr(model, role)):
+                    if on in (None, worker.host):
+                        yield f"$.models[{m}].{role}[{w}]", model, worker
 
-    def paths(self) -> Iterator[tuple[str, str]]:
-        """JSON path and text of each path of a model."""
+    def has_shell_router(self, on: str | None = None) -> bool:
+        return on in (None, self.shell_router.host)
+
+    def paths(self, on: str | None = None) -> Iterator[tuple[str, str]]:
+        """JSON path and text of each path of a model. The shell router needs the tokenizers of all."""
+        served = {model.name for _, model, _ in self.workers(on)}
         for m, model in enumerate(self.models):
-            yield f"$.models[{m}].path", model.path
-        if self.shell_router.embedding is not None:
+            if self.has_shell_router(on) or model.name in served:
+                yield f"$.models[{m}].path", model.path
+        if self.has_shell_router(on) and self.shell_router.embedding is not None:
             yield "$.shell_router.embedding.path", self.shell_router.embedding.path
 
-    def key_variables(self) -> Iterator[tuple[str, str]]:
+    def key_variables(self, on: str | None = None) -> Iterator[tuple[str, str]]:
         """JSON path and name of each environment variable that must hold an API key."""
+        if not self.has_shell_router(on):
+            return
         for m, model in enumerate(self.models):
             if model.openai is not None and model.openai.key_env is not None:
                 yield f"$.models[{m}].openai.key_env", model.openai.key_env
         if self.shell_router.api_key_env is not None:
             yield "$.shell_router.api_key_env", self.shell_router.api_key_env
 
-    def _ports(self) -> Iterator[tuple[str, int]]:
+    def _ports(self) -> Iterator[tuple[str, str | None, int]]:
+        """JSON path, host and number of each port, 0 where it is to be chosen."""
         for path, _, worker in self.workers():
-            yield f"{path}.port", worker.port
+            yield f"{path}.port", worker.host, worker.port
             if isinstance(worker, PrefillConfig):
-                yield f"{path}.bootstrap_port", worker.bootstrap_port
+                yield f"{path}.bootstrap_port", worker.host, worker.bootstrap_port
         for m, model in enumerate(self.models):
-            yield f"$.models[{m}].router.port", model.router.port
-        yield "$.shell_router.port", self.shell_router.port
+            if model.openai is None:
+                yield f"$.models[{m}].router.port", model.router.host, model.router.port
+        yield "$.shell_router.port", self.shell_router.host, self.shell_router.port
+
+    def _placed(self) -> Iterator[tuple[str, str | None]]:
+        """JSON path and host of each process, and of what might be taken for one."""
+        for path, _, worker in self.workers():
+            yield path, worker.host
+        for m, model in enumerate(self.models):
+            if model.openai is None or model.router.host is not None:
+                yield f"$.models[{m}].router", model.router.host
+        yield "$.shell_router", self.shell_router.host
+
+    def _host_problems(self) -> Iterator[str]:
+        owners: dict[str, str] = {}
+        for name, host in self.hosts.items():
+            place = f"$.hosts.{name}.address"
+            if not _is_address(host.address):
+                yield f"{host.address!r} is no IPv4 address that others could reach - at `{place}`"
+            if host.address in owners:
+                yield f"Address {host.address} is already that of host {owners[host.address]} - at `{place}`"
+            owners[host.address] = name
+        for path, placed in self._placed():
+            if placed is not None and placed not in self.hosts:
+                known = f"has {', '.join(self.hosts)}" if self.hosts else "is missing"
+                yield f"Host {placed!r} is in no table: `hosts` {known} - at `{path}.host`"
+            if self.hosts and placed is None:
+                yield f"Beside a table `hosts` each process needs a host - at `{path}.host`"
+        if self.hosts:
+            for path, _, port in self._ports():
+                if not port:
+                    yield f"Other hosts must know this port: it cannot be left to be chosen - at `{path}`"
 
     def _problems(self) -> Iterator[str]:
         """What single fields cannot show, each with its JSON path as msgspec writes it."""
@@ -187,17 +268,27 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for path, model, worker in self.workers():
             if model.device == "cpu" and worker.gpus:
                 yield f"A worker on device `cpu` takes no GPUs - at `{path}.gpus`"
-            if model.device == "cuda" and not worker.gpus:
-                yield f"A worker on device `cuda` needs at least one GPU - at `{path}.gpus`"
+            if model.device == "cpu" and worker.tp_size is not None:
+                yield f"A worker on device `cpu` takes no GPUs - at `{path}.tp_size`"
+            if worker.gpus and worker.tp_size not in (None, len(worker.gpus)):
+                yield f"{len(worker.gpus)} GPUs are listed and `tp_size` is {worker.tp_size} - at `{path}.tp_size`"
             for field, values in (("cores", worker.cores), ("gpus", worker.gpus)):
                 for value, count in Counter(values).items():
                     if count > 1:
                         yield f"{value} is listed twice - at `{path}.{field}`"
-        owners: dict[int, str] = {}
-        for path, port in self.fixed_ports():
-            if port in owners:
-                yield f"Port {port} is already taken by `{owners[port]}` - at `{path}`"
-            owners[port] = path
+        yield from self._host_problems()
+        owners: dict[tuple[str | None, int], str] = {}
+        for path, host, port in self._ports():
+            if port and (host, port) in owners:
+                yield f"Port {port} is already taken by `{owners[host, port]}` - at `{path}`"
+            owners[host, port] = path
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return not ipaddress.IPv4Address(text).is_unspecified
+    except ValueError:
+        return False
 
 
 def _ways_to_serve(path: str, model: ModelConfig) -> Iterator[str]:
@@ -236,6 +327,7 @@ __all__ = [
     "ClusterConfig",
     "ConfigError",
     "DecodeConfig",
+    "HostConfig",
     "ModelConfig",
     "OpenAIConfig",
     "PrefillConfig",

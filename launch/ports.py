@@ -26,6 +26,16 @@ def in_use(host: str, port: int) -> bool:
     return False
 
 
+def is_mine(address: str) -> bool:
+    """Whether servers on this machine can listen on `address`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 class PortChooser:
     """Gives each port at most once, and never one of `reserved`."""
 

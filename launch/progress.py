@@ -41,6 +41,11 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str("waiting for " + ", ".join(names))
 
+    def tell(self, what: str) -> None:
+        """A line for those who see no bar."""
+        if self._lines:
+            print(f"{self._title}: {what}", file=sys.stderr, flush=True)
+
     def done(self, name: str) -> None:
         self._done += 1
         if self._bar is not None:

@@ -16,6 +16,9 @@ usage: [VARIABLE=value ...] launch/shell_router.sh
   TREES        tree files, separated by spaces            (cfgs/trees/chain_2.json cfgs/trees/tree_3_1.json)
   PYTHON       interpreter with Graft                     (.venv/bin/python)
 
+A second one before the same workers: another PORT, or
+  python -m shell_router --config LOGS/shell_router.json --port PORT    from the configuration of a running cluster
+
 Then: graft ask --url http://127.0.0.1:30401 --tree chain_2 'What is 17 times 3?'
 TEXT
 }

@@ -1,5 +1,7 @@
 """What is known on disk about running clusters: `$GRAFT_HOME/run/<cluster>.json`, written by `graft up`.
 
+Of a cluster on several machines, each has `<cluster>@<host>.json` for its part.
+
 A pid alone names no process: it may have been reused. Each is kept with its creation time, and one that no longer
 fits is nobody's of ours.
 """
@@ -50,13 +52,16 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
-    """A cluster and the launcher that supervises it."""
+    """A cluster, or one machine's part of it, and the launcher that supervises it."""
 
     name: str
+    """`ClusterConfig.part_name`."""
     launcher: ProcessId
     run_dir: str
     url: str | None = None
-    """Of the shell router, once all processes are ready."""
+    """Of the shell router, once all processes here are ready."""
+    elsewhere: bool = False
+    """Whether the shell router is on another machine."""
     processes: tuple[ProcessState, ...] = ()
 
     def running(self) -> bool:
@@ -103,7 +108,7 @@ def remove(name: str) -> None:
         path_of(name).unlink()
 
 
-def claim(name: str, run_dir: Path) -> tuple[ClusterState, tuple[ProcessState, ...]]:
+def claim(name: str, run_dir: Path, *, elsewhere: bool = False) -> tuple[ClusterState, tuple[ProcessState, ...]]:
     """Make this process the launcher of cluster `name`.
 
     Returns the new state and what a launcher that died has left running. Raises `ClusterRunning`.
@@ -115,6 +120,6 @@ def claim(name: str, run_dir: Path) -> tuple[ClusterState, tuple[ProcessState, .
                 f"cluster {name} is already up (launcher pid {previous.launcher.pid}, logs in {previous.run_dir}); "
                 f"stop it with `graft down {name}`"
             )
-        state = ClusterState(name=name, launcher=ProcessId.of(os.getpid()), run_dir=str(run_dir))
+        state = ClusterState(name=name, launcher=ProcessId.of(os.getpid()), run_dir=str(run_dir), elsewhere=elsewhere)
         write(state)
         return state, previous.leftovers() if previous is not None else ()

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from aiohttp import web
 
 from shell_router.app import open_app
@@ -28,11 +29,13 @@ _FAREWELL_S = 2.0
 def main() -> int:
     parser = argparse.ArgumentParser(prog="shell_router", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="RouterConfig as JSON")
+    parser.add_argument("--host", help="address to listen on, instead of the configuration's")
+    parser.add_argument("--port", type=int, help="port to listen on, instead of the configuration's")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(load_json(arguments.config, RouterConfig)))
+        asyncio.run(_run(_configured(arguments)))
     except ConfigError as error:
         print(f"shell_router: {error}", file=sys.stderr)
         return 2
@@ -40,6 +43,16 @@ def main() -> int:
         print(f"shell_router: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _configured(arguments: argparse.Namespace) -> RouterConfig:
+    """Raises `ConfigError`."""
+    config = load_json(arguments.config, RouterConfig)
+    own = {name: value for name in ("host", "port") if (value := getattr(arguments, name)) is not None}
+    try:
+        return msgspec.convert(msgspec.structs.asdict(config) | own, RouterConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--{', --'.join(own)}: {error}") from error
 
 
 async def _run(config: RouterConfig) -> None:

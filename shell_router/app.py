@@ -23,6 +23,7 @@ from shell_router.transport.capabilities import describe, probe
 from shell_router.transport.engines import Engines
 from shell_router.transport.incremental import IncrementalSessions, SessionCounts
 from shell_router.transport.resend import ResendSessions
+from shell_router.transport.roster import open_rosters
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +80,14 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
     async with (
         aiohttp.ClientSession(connector=connector, read_bufsize=2**20) as client,
         open_assessor(config.embedding) as assessor,
+        open_rosters(models, client) as rosters,
     ):
         capabilities = await probe(config.models, client, config.limits)
         for model in config.models:
             if told := describe(model, capabilities[model.name]):
                 logger.warning("%s", told)
-        engine = Engines(models, capabilities, config.limits, client)
-        incremental = IncrementalSessions(models, config.limits, client, engine)
+        engine = Engines(models, capabilities, config.limits, client, rosters)
+        incremental = IncrementalSessions(models, config.limits, client, engine, rosters)
         service = Service(
             trees=trees,
             models=models,

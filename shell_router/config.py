@@ -46,6 +46,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pairs: tuple[PairConfig, ...] = ()
     workers: tuple[str, ...] = ()
     """Base URLs of workers that both prefill and decode."""
+    discover_every_s: PositiveFloat | None = None
+    """Seconds between two looks at which workers the sglang-router has, for where they come and go (Kubernetes).
+    Without it they are those of `pairs` and `workers`."""
     served_name: str | None = None
     """The model's name on an `openai` server; without it, `name`."""
     upstream_key_env: Annotated[str, Meta(min_length=1)] | None = None
@@ -59,8 +62,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.backend == "openai":
             if self.pairs or self.workers:
                 raise ValueError("a model with backend `openai` has neither `pairs` nor `workers`")
+            if self.discover_every_s is not None:
+                raise ValueError("a model with backend `openai` has no workers to discover (`discover_every_s`)")
         elif self.served_name is not None or self.upstream_key_env is not None:
             raise ValueError("`served_name` and `upstream_key_env` are for backend `openai`")
+        elif self.discover_every_s is not None and (self.pairs or self.workers):
+            raise ValueError("a model whose workers are discovered (`discover_every_s`) names no `pairs` or `workers`")
 
 
 class EmbeddingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +76,7 @@ class EmbeddingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     path: Annotated[str, Meta(min_length=1)]
     """What sentence-transformers loads: a directory or a hub id."""
     device: Annotated[str, Meta(min_length=1)] = "cpu"
-    """As torch names it: `cpu`, `cuda:3`."""
+    """As torch names it: `cpu`, `cuda:3`. In a cluster JSON `cuda` lets `graft plan` choose the GPU."""
     threads: PositiveInt = 1
     """CPU threads of the process."""
     window_chars: Annotated[int, Meta(ge=64)] = 480

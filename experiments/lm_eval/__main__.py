@@ -17,14 +17,11 @@ from typing import Any, get_args
 
 import msgspec
 
+from experiments.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.lm_eval.harness import Api, HarnessError, Sample, evaluate, install, write_task
 from experiments.questions import Question, extract_number, is_correct, load_questions
 from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,17 +18,17 @@ import argparse
 import asyncio
 import contextlib
 import datetime
-import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import msgspec
 
 from experiments.client import ClientError, RouterClient
+from experiments.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.environment import describe_environment
-from experiments.load.bench import Bench
+from experiments.load.bench import Bench, read_bench
 from experiments.load.client import LoadClient
 from experiments.load.config import (
     FillParameters,
@@ -49,9 +49,6 @@ from experiments.target import Start, Target, TargetError, check_trees, cluster_
 from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 DURATION_S = 60.0
 SETTINGS = ('blocking={"mode":"blocking"}', 'spliced={"mode":"spliced"}')
 
@@ -60,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a load test as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        with _terminate_like_interrupt():
+        with terminate_like_interrupt():
             return _main(arguments)
     except ConfigError as error:
         print(f"load: {error}", file=sys.stderr)
@@ -78,6 +75,10 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None:
         folder = Folder.resume(arguments.resume)
         config = folder.begun.config
+        bench = asyncio.run(read_bench(config, folder))
+        if bench is not None:
+            # Nothing is missing but, perhaps, its report.
+            return _answer(_finish(folder, bench, interrupted=False))
         start = _start(config)
         if folder.begun.environment != describe_environment():
             print("load: this machine or its software is not as it was when the test began", file=sys.stderr)
@@ -90,7 +91,11 @@ def _main(arguments: argparse.Namespace) -> int:
     logs = folder.path / f"cluster-{len(folder.blocks)}"
     with start(logs) as target:
         report = _run(config, target, folder, key)
-    # Last, when the cluster has said all it has to say.
+    return _answer(report)
+
+
+def _answer(report: Report) -> int:
+    """The last line, when the cluster has said all it has to say, and the exit code."""
     print(msgspec.json.encode(report).decode(), flush=True)
     if report.interrupted:
         return EXIT_INTERRUPTED
@@ -111,8 +116,13 @@ def _run(config: LoadConfig, target: Target, folder: Folder, key: str | None) ->
     except KeyboardInterrupt:
         interrupted = True
         print(f"load: interrupted; go on with --resume {folder.path}", file=sys.stderr)
-    knees = benches[0].knees if benches else ()
-    report = make_report(folder, knees, interrupted=interrupted and not (benches and benches[0].finished))
+    return _finish(folder, benches[0] if benches else None, interrupted=interrupted)
+
+
+def _finish(folder: Folder, bench: Bench | None, *, interrupted: bool) -> Report:
+    """Write the report and show its tables. An interrupt after the last block has cost nothing."""
+    knees = bench.knees if bench is not None else ()
+    report = make_report(folder, knees, interrupted=interrupted and not (bench is not None and bench.finished))
     folder.report_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     print(f"{format_report(report)}\n\nreport  {folder.report_file}\nblocks  {folder.blocks_file}\n", flush=True)
     return report
@@ -213,17 +223,6 @@ def _start(config: LoadConfig) -> Start:
     if config.fill is not None:
         check_one_pair(Path(config.cluster))
     return cluster_target(Path(config.cluster), config.trees)
-
-
-@contextlib.contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """A supervisor's SIGTERM and a closed terminal's SIGHUP keep what is finished, just as Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

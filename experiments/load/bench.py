@@ -32,6 +32,33 @@ class Client(Protocol):
         """Raises `ClientError` when the router does not answer."""
 
 
+class NotOnDisk(Exception):
+    """A block has to be measured."""
+
+
+class Nobody:
+    """A client for a test that is to be read from its folder alone. Each call raises `NotOnDisk`."""
+
+    async def ask(self, arrival: Arrival, setting: Setting) -> Outcome:
+        raise NotOnDisk
+
+    async def queued(self) -> tuple[float, float] | None:
+        raise NotOnDisk
+
+    async def check(self) -> None:
+        raise NotOnDisk
+
+
+async def read_bench(config: LoadConfig, folder: Folder) -> Bench | None:
+    """The test in `folder` as it ended; None when a block of it is missing."""
+    bench = Bench(config, Nobody(), folder)
+    try:
+        await bench.run()
+    except NotOnDisk:
+        return None
+    return bench
+
+
 class Bench:
     """Runs the whole test on one router."""
 
@@ -86,6 +113,7 @@ class Bench:
         while any(search.next_rate() is not None for search in self._searches.values()):
             rates = {name: rate for name, s in self._searches.items() if (rate := s.next_rate()) is not None}
             blocks: dict[str, list[Block]] = {name: [] for name in rates}
+            known = len(self._folder.blocks)
             for index in range(self._config.blocks):
                 for name in self._order(turn, index):
                     if name in rates:
@@ -95,7 +123,9 @@ class Bench:
                 search = self._searches[name]
                 verdict = judge(blocks[name], rate, self._config, search.reference_s)
                 search.tell(verdict)
-                self._progress.say(f"{name}: {rate:g}/s {'holds' if verdict.held else f'does not hold: {verdict.why}'}")
+                if len(self._folder.blocks) > known:
+                    held = "holds" if verdict.held else f"does not hold: {verdict.why}"
+                    self._progress.say(f"{name}: {rate:g}/s {held}")
             turn += 1
 
     async def _measure(self, key: BlockKey) -> Block:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
-from experiments.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, ClientError, describe, raise_for_status, read_events
+from experiments.client import CONNECT_TIMEOUT_S, ClientError, describe, open_session, raise_for_status, read_events
 from experiments.load.arrivals import Arrival
 from experiments.load.config import Setting
 from experiments.load.generator import Outcome, State
@@ -43,12 +43,8 @@ class LoadClient:
     def __init__(self, url: str, *, run_timeout_s: float, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
         self._run_timeout = aiohttp.ClientTimeout(total=run_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
-            # With a bound, a run would wait here for another to end: the loop would be closed.
-            connector=aiohttp.TCPConnector(limit=0),
-            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-        )
+        # No bound on connections: the loop would be closed.
+        self._session = open_session(api_key)
 
     async def __aenter__(self) -> Self:
         return self

@@ -64,6 +64,14 @@ class FillParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     token_range: tuple[int, int] = (1000, 40000)
     """Of the random token ids of the prompts."""
 
+    def requests(self, pool: int) -> int:
+        """How many at a time fill a pool of `pool` tokens: the same in every block, so that settings are comparable.
+
+        Half of an answer is there on average. All must have room when every answer is whole: a worker that runs out
+        of memory takes requests back, which would be another kind of pressure.
+        """
+        return min(int(self.share * pool / (self.prompt + self.answer / 2)), pool // (self.prompt + self.answer))
+
 
 class LoadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One load test. Exactly one of `rate`, `trace` and `ramp` says when runs arrive."""

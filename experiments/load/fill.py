@@ -80,7 +80,7 @@ class Fill:
         """Raises `ClientError` when a first request fails."""
         parameters = self._parameters
         _, pool = await self._look()
-        count = int(parameters.share * pool.size) // (parameters.prompt + parameters.answer)
+        count = parameters.requests(pool.size)
         if not count:
             raise ClientError(
                 f"{parameters.share:.0%} of a pool of {pool.size} tokens has no room for a foreign request of "

@@ -71,6 +71,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     parameters: LoadConfig
     environment: Environment
     """Where the test was begun."""
+    started: float | None
+    """Unix time of the first block's start, seconds; None without a block."""
+    ended: float | None
+    """Unix time of the last block's end, seconds."""
     blocks_file: str
 
 
@@ -96,5 +100,7 @@ def make_report(folder: Folder, knees: tuple[Knee, ...], *, interrupted: bool) -
         definitions=DEFINITIONS,
         parameters=config,
         environment=folder.begun.environment,
+        started=min((block.started for block in blocks), default=None),
+        ended=max((block.started + block.wall_s for block in blocks), default=None),
         blocks_file=str(folder.blocks_file),
     )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from experiments.aggregate import Spread
-from experiments.overlap.stats import Goal, Sample, Table
+from experiments.overlap.stats import Against, Goal, Sample, Table
 from experiments.table import align
 
 _NONE = "-"
@@ -14,9 +14,16 @@ _NONE = "-"
 
 def announce(sample: Sample) -> None:
     """One line on stderr for a sample that has ended."""
+    print(describe(sample), file=sys.stderr, flush=True)
+
+
+def describe(sample: Sample) -> str:
+    """A sample that has ended, in a line."""
     name = f"{sample.case} {'warm-up' if sample.warmup else sample.repetition} {sample.mode}"
+    if sample.run:
+        name += f" run {sample.run}"
     outcome = f"FAILED: {sample.error}" if sample.error else f"first token after {_time(sample.ttft_s)}"
-    print(f"{name}: {outcome}", file=sys.stderr, flush=True)
+    return f"{name}: {outcome}"
 
 
 def format_results(case: str, failed: Mapping[str, int], rows: Mapping[str, Table]) -> str:
@@ -29,6 +36,15 @@ def format_results(case: str, failed: Mapping[str, int], rows: Mapping[str, Tabl
     return align(lines)
 
 
+def format_ratios(case: str, compared: Mapping[str, Mapping[str, Against]]) -> str:
+    """The block of one case: a row for each number, a column for each two modes: ratio [95 % interval]."""
+    names = list(dict.fromkeys(name for entry in compared.values() for name in entry))
+    lines = [[f"{case}, ratios", *compared]]
+    for name in names:
+        lines.append([name, *(_ratio(entry.get(name)) for entry in compared.values())])
+    return align(lines)
+
+
 def format_goals(goals: Sequence[Goal]) -> str:
     verdicts = {True: "met", False: "MISSED", None: "no number"}
     rows = [["goal", "value", "at most", ""]]
@@ -36,6 +52,15 @@ def format_goals(goals: Sequence[Goal]) -> str:
         value = _NONE if goal.value is None else f"{goal.value:,.4g}"
         rows.append([goal.name, value, f"{goal.at_most:,.4g}", verdicts[goal.met]])
     return align(rows)
+
+
+def _ratio(against: Against | None) -> str:
+    if against is None or against.ratio is None:
+        return _NONE
+    found = against.ratio
+    if found.low is None or found.high is None:
+        return f"{found.value:.3f} (n {found.n})"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] (n {found.n})"
 
 
 def _time_range(spread: Spread | None) -> str:

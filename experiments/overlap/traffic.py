@@ -7,7 +7,7 @@ import contextlib
 import random
 import sys
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -58,11 +58,20 @@ class TrafficSample(msgspec.Struct, frozen=True, kw_only=True):
 class TrafficBench:
     """Takes samples on one running pair. `samples` holds what has ended, whatever happens."""
 
-    def __init__(self, client: EngineClient, facts: Facts, tokens: TokenSource, parameters: TrafficParameters) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        facts: Facts,
+        tokens: TokenSource,
+        parameters: TrafficParameters,
+        told: Callable[[TrafficSample], None] | None = None,
+    ) -> None:
+        """`told` is called with each sample that has ended; without it a line goes to stderr."""
         self._client = client
         self._facts = facts
         self._tokens = tokens
         self._parameters = parameters
+        self._told = told or _announce
         self.samples: list[TrafficSample] = []
 
     async def run(self) -> None:
@@ -73,13 +82,7 @@ class TrafficBench:
             for with_sessions in draw.sample((False, True), 2):
                 sample = await self._measure(with_sessions, repetition)
                 self.samples.append(sample)
-                print(
-                    f"{'warm-up' if sample.warmup else repetition} {'with' if with_sessions else 'without'} sessions: "
-                    f"{len(sample.ttft_s)} requests, {sample.failed} failed, {sample.sessions} sessions, "
-                    f"{sample.held_before or 0} tokens held",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                self._told(sample)
 
     async def _measure(self, with_sessions: bool, repetition: int) -> TrafficSample:
         errors: list[str] = []
@@ -147,6 +150,16 @@ class TrafficBench:
         return sessions.held_tokens if sessions else None
 
 
+def describe(sample: TrafficSample) -> str:
+    """A sample that has ended, in a line."""
+    half = "with" if sample.with_sessions else "without"
+    return (
+        f"{'warm-up' if sample.warmup else sample.repetition} {half} sessions: "
+        f"{len(sample.ttft_s)} requests, {sample.failed} failed, {sample.sessions} sessions, "
+        f"{sample.held_before or 0} tokens held"
+    )
+
+
 def result(samples: Sequence[TrafficSample]) -> dict[str, object]:
     """Over all requests of all repetitions, without sessions and with them."""
     return {name: _half(_counted(samples, with_sessions)) for name, with_sessions in _HALVES.items()}
@@ -159,6 +172,10 @@ def goals(samples: Sequence[TrafficSample]) -> list[Goal]:
 
 
 _HALVES = {"without_sessions": False, "with_sessions": True}
+
+
+def _announce(sample: TrafficSample) -> None:
+    print(describe(sample), file=sys.stderr, flush=True)
 
 
 def _counted(samples: Sequence[TrafficSample], with_sessions: bool) -> list[TrafficSample]:

@@ -7,7 +7,7 @@ with the commit. Between the two the counters of the prefill worker are read, wh
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -42,11 +42,20 @@ SCALING_BOUND = 2.5
 class Bench:
     """Takes samples on one running pair. `samples` holds what has ended, whatever happens."""
 
-    def __init__(self, client: EngineClient, facts: Facts, tokens: TokenSource, parameters: TtftParameters) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        facts: Facts,
+        tokens: TokenSource,
+        parameters: TtftParameters,
+        told: Callable[[Sample], None] = show.announce,
+    ) -> None:
+        """`told` is called with each sample that has ended."""
         self._client = client
         self._facts = facts
         self._tokens = tokens
         self._parameters = parameters
+        self._told = told
         self._last: Snapshot | None = None
         self.samples: list[Sample] = []
 
@@ -70,7 +79,7 @@ class Bench:
                     except ClientError as error:
                         sample = msgspec.structs.replace(named, error=str(error))
                     self.samples.append(sample)
-                    show.announce(sample)
+                    self._told(sample)
 
     async def _measure(self, named: Sample, length: int, load: Load, background: BusyDecode | None) -> Sample:
         if background is not None:
@@ -116,16 +125,22 @@ class Bench:
         )
 
 
+VALUES: dict[str, stats.Value] = {
+    "ttft_s": lambda s: s.ttft_s,
+    "bytes_before_commit": lambda s: s.bytes_before_commit,
+    "bytes_after_commit": lambda s: s.bytes_after_commit,
+    "recomputed_tokens": lambda s: s.recomputed_tokens,
+    "hidden_prefill_fraction": lambda s: s.hidden_prefill_fraction,
+}
+"""What a sample tells, by name."""
+COMPARED: tuple[str, ...] = ("ttft_s", "bytes_after_commit")
+"""What modes are compared by."""
+
+
 def result(samples: Sequence[Sample]) -> dict[str, object]:
     """All numbers by case and mode."""
-    return {
-        "ttft_s": stats.by_case_and_mode(samples, lambda s: s.ttft_s),
-        "append_s": stats.append_spreads(samples),
-        "bytes_before_commit": stats.by_case_and_mode(samples, lambda s: s.bytes_before_commit),
-        "bytes_after_commit": stats.by_case_and_mode(samples, lambda s: s.bytes_after_commit),
-        "recomputed_tokens": stats.by_case_and_mode(samples, lambda s: s.recomputed_tokens),
-        "hidden_prefill_fraction": stats.by_case_and_mode(samples, lambda s: s.hidden_prefill_fraction),
-    }
+    tables = {name: stats.by_case_and_mode(samples, value) for name, value in VALUES.items()}
+    return {**tables, "append_s": stats.append_spreads(samples)}
 
 
 def goals(samples: Sequence[Sample], parameters: TtftParameters, facts: Facts) -> list[Goal]:

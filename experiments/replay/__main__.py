@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from experiments.client import ClientError
+from experiments.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.replay.redecide import redecide
 from experiments.replay.report import Report, format_replays, format_settings, run_replay, setting
 from experiments.replay.settings import SWEPT, SettingsError, parse_settings
@@ -26,10 +27,6 @@ from experiments.replay.verify import replay
 from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 from shell_router.core.early_exit import ExitOverride
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """`graft report FOLDER...`: tables and pictures of finished experiments.
 
 Reads folders of `graft run` (`summary.json`) and of `experiments.load` (`report.json`), starts nothing and asks nobody.
-Writes `report.md`, `report.html` (one file that needs no other) and `report.json`. The last line of stdout is one JSON
-document with their paths.
+Writes `report.md` with its pictures (SVG files beside it), `report.html` (one file that needs no other) and
+`report.json`. The last line of stdout is one JSON document with their paths.
 
 Exit codes: 0 written, 2 wrong command line or folder.
 """
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import msgspec
 
+from experiments.command import EXIT_USAGE
 from experiments.report.content import make_document
-from experiments.report.document import to_html, to_markdown
+from experiments.report.document import picture_files, to_html, to_markdown
 from experiments.report.page import make_page
 from experiments.report.source import LOAD, SUMMARY, SourceError, load
-
-EXIT_USAGE = 2
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +30,8 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[str, ...]
     """Labels of the folders of load tests."""
     markdown: str
-    html: str
+    pictures: tuple[str, ...]
+    html: str | None
     json: str
 
 
@@ -41,24 +41,26 @@ def main(argv: list[str] | None = None) -> int:
     folders: list[Path] = arguments.folders
     try:
         out = _check_out(arguments.out or folders[0] / "report", folders)
-        written = write(folders, out)
+        written = write(folders, out, html=arguments.html)
     except SourceError as error:
         print(f"graft report: {error}", file=sys.stderr)
         return EXIT_USAGE
-    print(f"report  {written.html}\n")
+    print(f"report  {written.html or written.markdown}\n")
     print(msgspec.json.encode(written).decode(), flush=True)
     return 0
 
 
-def write(folders: list[Path], out: Path) -> Written:
-    """Write the three files into `out`, over those of an earlier report. Raises `SourceError`."""
+def write(folders: list[Path], out: Path, *, html: bool = True) -> Written:
+    """Write all files into `out`, over those of an earlier report. Raises `SourceError`."""
     runs, loads = load(folders)
     document = make_document(runs, loads)
     page = make_page(document, runs)
+    pictures = picture_files(page)
     files = {
         "report.md": to_markdown(page).encode(),
-        "report.html": to_html(page).encode(),
         "report.json": msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n",
+        **pictures,
+        **({"report.html": to_html(page).encode()} if html else {}),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,8 @@ def write(folders: list[Path], out: Path) -> Written:
         runs=tuple(each.label for each in runs),
         loads=tuple(each.label for each in loads),
         markdown=str(out / "report.md"),
-        html=str(out / "report.html"),
+        pictures=tuple(str(out / name) for name in pictures),
+        html=str(out / "report.html") if html else None,
         json=str(out / "report.json"),
     )
 
@@ -93,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help=f"of `graft run` (with {SUMMARY}) or of a load test (with {LOAD}); several stand side by side",
+    )
+    parser.add_argument(
+        "--no-html",
+        dest="html",
+        action="store_false",
+        help="leave report.html out: for a repository, which shows the Markdown and its pictures",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: `report` in the first folder")
     return parser

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
-from experiments.aggregate import Comparison, SettingAggregate
-from experiments.benchmarks import catalog
+from experiments.aggregate import Comparison, SettingAggregate, Spread, spread
 from experiments.config import ExperimentConfig
 from experiments.environment import Environment
 from experiments.intervals import Estimate
+from experiments.load.compare import Comparison as LoadComparison
 from experiments.load.compare import SettingNumbers
+from experiments.load.config import FillParameters
 from experiments.load.ramp import Knee
+from experiments.questions import Origin
 from experiments.report.numbers import Checks, Waterfall, checks, good_runs, mean_latency, waterfall
 from experiments.report.source import LoadSource, RunSource
 from experiments.summary import Failure, Session, Summary
@@ -47,16 +50,14 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str
     config: ExperimentConfig
+    """With the name of the cluster's file alone: where it lies is nobody's business."""
     sessions: tuple[Session, ...]
     ended: float
     """Unix time, seconds."""
     interrupted: bool
     caches_flushed: bool
     counts: Counts
-    benchmark_size: int | None
-    """Items of the whole benchmark; None for a source that is none."""
-    benchmark_split: str | None
-    """Where these are."""
+    origin: Origin
     question_ids: tuple[str, ...]
     """Of the measured runs that were made."""
     seeds: tuple[int, ...]
@@ -77,12 +78,25 @@ class LoadCurve(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str
     environment: Environment
+    started: float | None
+    """Unix time, seconds; None without a block."""
+    ended: float | None
     tree: str
     deadline_s: float
+    warmup_s: float
+    duration_s: float
+    """Measured part of a block."""
+    seed: int
+    fill: FillParameters | None
+    """The foreign requests that kept the KV pools occupied."""
+    decode_used: Spread | None
+    """Share of the decode worker's KV pool in use under these: medians of the blocks."""
     ok: bool
     invalid: int
     """Blocks that are in no number."""
     settings: tuple[SettingNumbers, ...]
+    comparisons: tuple[LoadComparison, ...]
+    """Each setting against the first at the same rate, over pairs of blocks with the same arrivals."""
     knees: tuple[Knee, ...]
 
 
@@ -146,11 +160,9 @@ def _run(source: RunSource) -> RunReport:
     names = [setting.setting for setting in summary.aggregates.settings]
     results = summary.results
     measured = [result for result in results if result.step.measured]
-    source_name = summary.config.questions.source
-    benchmark = catalog.entry(source_name) if source_name in catalog.names() else None
     return RunReport(
         label=source.label,
-        config=summary.config,
+        config=msgspec.structs.replace(summary.config, cluster=Path(summary.config.cluster).name),
         sessions=summary.sessions,
         ended=summary.ended,
         interrupted=summary.interrupted,
@@ -163,8 +175,7 @@ def _run(source: RunSource) -> RunReport:
             recordings=sum(result.step.recording for result in results),
             failed=len(summary.failures),
         ),
-        benchmark_size=None if benchmark is None else benchmark.size,
-        benchmark_split=None if benchmark is None else benchmark.split,
+        origin=summary.origin,
         question_ids=tuple(dict.fromkeys(result.step.question.id for result in measured)),
         seeds=tuple(dict.fromkeys(result.step.seed for result in measured)),
         failures=_failures(summary),
@@ -199,10 +210,18 @@ def _load(source: LoadSource) -> LoadCurve:
     return LoadCurve(
         label=source.label,
         environment=report.environment,
+        started=report.started,
+        ended=report.ended,
         tree=report.parameters.tree,
         deadline_s=report.parameters.deadline_s,
+        warmup_s=report.parameters.warmup_s,
+        duration_s=report.parameters.duration_s,
+        seed=report.parameters.seed,
+        fill=report.parameters.fill,
+        decode_used=spread(each.fill.decode_used.median for each in report.fills if each.fill.decode_used is not None),
         ok=report.ok,
         invalid=len(report.invalid),
         settings=report.settings,
+        comparisons=report.comparisons,
         knees=report.knees,
     )

@@ -57,8 +57,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG image; in Markdown, which cannot hold it, its caption and where to look."""
+    """An SVG image: within the HTML file, and a file of its own beside the Markdown, which cannot hold it."""
 
+    name: str
+    """What it shows; no two of a document have the same."""
     svg: bytes
     caption: str
 
@@ -66,8 +68,13 @@ class Picture:
 Block = Heading | Paragraph | Table | Picture
 
 
+def picture_files(blocks: Sequence[Block]) -> dict[str, bytes]:
+    """The pictures of `to_markdown`, by file name."""
+    return {_file_name(block): block.svg for block in blocks if isinstance(block, Picture)}
+
+
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """Tables and text; the pictures are in the HTML file."""
+    """Tables and text, and references to `picture_files` in the same folder."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
@@ -89,7 +96,8 @@ def _markdown(block: Block) -> str:
         case Paragraph():
             return f"> {_plain(block.text)}" if block.note else _plain(block.text)
         case Picture():
-            return f"*Picture in report.html: {_plain(block.caption)}*"
+            caption = _plain(block.caption)
+            return f"![{caption}]({_file_name(block)})\n\n*{caption}*"
         case Table():
             head, *rows = [f"| {' | '.join(_plain(cell) for cell in row)} |" for row in block.rows]
             return "\n".join([head, "|" + "---|" * len(block.rows[0]), *rows])
@@ -119,6 +127,11 @@ def _html(block: Block) -> str:
                     + "</tr>"
                 )
             return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _file_name(picture: Picture) -> str:
+    """Without what needs quotes in a shell or in an address."""
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", picture.name).strip("-") + ".svg"
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from experiments.aggregate import Spread, spread
+from experiments.config import ExperimentConfig
 from experiments.intervals import Estimate, bootstrap_mean
 from experiments.result import RunResult
 from shell_router.record import AgentRecord, CheckRecord, RunRecord
@@ -87,6 +88,24 @@ def waterfall(results: Sequence[RunResult], setting: str) -> Waterfall:
     return Waterfall(
         setting=setting, layers=tuple(_layer(layer, agents) for layer, agents in sorted(layers.items()) if agents)
     )
+
+
+def timeline_runs(config: ExperimentConfig, results: Sequence[RunResult]) -> tuple[RunResult, ...]:
+    """One run of each setting, all on one question with one seed: that of the baseline's median latency.
+
+    Among the questions that succeeded in the most settings. The baseline is first; none without a run of it.
+    """
+    by_question: dict[tuple[str, int], dict[str, RunResult]] = {}
+    for setting in config.settings:
+        for run in good_runs(results, setting.name):
+            if run.record is not None:
+                by_question.setdefault((run.step.question.id, run.step.repeat), {})[setting.name] = run
+    groups = [group for group in by_question.values() if config.baseline.name in group]
+    most = max(map(len, groups), default=0)
+    whole = sorted(
+        (tuple(group.values()) for group in groups if len(group) == most), key=lambda runs: runs[0].latency_s or 0.0
+    )
+    return whole[(len(whole) - 1) // 2] if whole else ()
 
 
 def slowest_path(record: RunRecord) -> list[AgentRecord]:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
 from experiments.aggregate import Comparison, Paired, SettingAggregate, Spread
 from experiments.environment import Environment
 from experiments.intervals import FEW, Estimate
-from experiments.load.compare import Over, SettingNumbers
+from experiments.load.compare import Over, Ratio, SettingNumbers
 from experiments.report import plots
 from experiments.report.content import LoadCurve, ReportDocument, RunReport
 from experiments.report.document import Block, Heading, Paragraph, Picture, Table
-from experiments.report.numbers import OUTCOMES
+from experiments.report.numbers import OUTCOMES, timeline_runs
 from experiments.report.source import RunSource
 
 _NONE = "-"
+_LOAD_RATIOS = (
+    ("runs/s", "trees_per_s"),
+    ("goodput", "goodput_share"),
+    ("first token p50", "ttft_s_p50"),
+    ("first token p99", "ttft_s_p99"),
+    ("latency p50", "latency_s_p50"),
+    ("latency p99", "latency_s_p99"),
+)
 _SETTINGS_NOTE = (
     "Medians, in round brackets the smallest and the largest; square brackets are 95 % intervals over questions: of "
     "accuracy by Wilson, of the mean latency by BCa bootstrap. Times are what the client saw, tokens those of all "
@@ -61,12 +67,20 @@ def _side_by_side(document: ReportDocument) -> Iterator[Block]:
         "folder, below.",
         note=True,
     )
-    places = [["folder", "cfg", "machine", "commit", "questions", "made"]]
+    places = [["folder", "cfg", "machine", "commit", "questions", "failed runs", "made"]]
     for report in document.runs:
         machines = _each(_machine(session.environment) for session in report.sessions)
         commits = _each(_commit(session.environment) for session in report.sessions)
         places.append(
-            [report.label, report.config.name, machines, commits, str(len(report.question_ids)), _dates(report)]
+            [
+                report.label,
+                report.config.name,
+                machines,
+                commits,
+                report.origin.part(len(report.question_ids)),
+                f"{report.counts.failed} of {report.counts.made}",
+                _dates(report),
+            ]
         )
     yield Table(places)
     rows = [
@@ -91,7 +105,8 @@ def _side_by_side(document: ReportDocument) -> Iterator[Block]:
     yield Table(rows)
     figure = plots.accuracy_latency(document.runs)
     if figure is not None:
-        yield Picture(plots.to_svg(figure), "Accuracy against mean latency, all folders, with 95 % intervals")
+        caption = "Accuracy against mean latency, all folders, with 95 % intervals"
+        yield Picture("accuracy", plots.to_svg(figure), caption)
 
 
 def _run(report: RunReport, source: RunSource) -> Iterator[Block]:
@@ -110,7 +125,8 @@ def _run(report: RunReport, source: RunSource) -> Iterator[Block]:
     yield Paragraph(_SETTINGS_NOTE)
     figure = plots.accuracy_latency([report])
     if figure is not None:
-        yield Picture(plots.to_svg(figure), f"{report.label}: accuracy against mean latency, with 95 % intervals")
+        caption = f"{report.label}: accuracy against mean latency, with 95 % intervals"
+        yield Picture(f"{report.label}-accuracy", plots.to_svg(figure), caption)
     if report.comparisons:
         yield Heading(3, "Paired comparisons")
         yield Table(_comparisons(report.comparisons))
@@ -142,16 +158,15 @@ def _times(report: RunReport, source: RunSource) -> Iterator[Block]:
     yield Paragraph(_WATERFALL_NOTE)
     figure = plots.waterfalls(report.waterfalls)
     if figure is not None:
-        yield Picture(plots.to_svg(figure), f"{report.label}: where the time goes, by layer")
-    drawn = plots.timeline(report.config, source.summary.results)
-    if drawn is not None:
-        figure, pair = drawn
-        step = pair.baseline.step
-        caption = f"{report.label}: {step.question.id}/{step.repeat}, the median run of {step.setting} ({step.tree})"
-        if pair.other is not None:
-            other = pair.other.step
-            caption += f", and the run of {other.setting} ({other.tree}) on the same question and seed"
-        yield Picture(plots.to_svg(figure), caption)
+        caption = f"{report.label}: where the time goes, by layer"
+        yield Picture(f"{report.label}-waterfall", plots.to_svg(figure), caption)
+    shown = timeline_runs(report.config, source.summary.results)
+    if shown:
+        first, *others = (run.step for run in shown)
+        caption = f"{report.label}: {first.question.id}/{first.repeat}, the median run of {first.setting}"
+        if others:
+            caption += f", and the same question and seed in {_and([step.setting for step in others])}"
+        yield Picture(f"{report.label}-timeline", plots.to_svg(plots.timeline(shown)), caption)
 
 
 def _exits(report: RunReport) -> Iterator[Block]:
@@ -175,15 +190,21 @@ def _exits(report: RunReport) -> Iterator[Block]:
         yield Table(rows)
         figure = plots.qualities(report.checks)
         if figure is not None:
-            yield Picture(plots.to_svg(figure), f"{report.label}: Q of every check, by what became of it")
-    rows = [["setting", "model", "tokens generated", "tokens saved", "agents", "cancelled", "skipped"]]
+            caption = f"{report.label}: Q of every check, by what became of it"
+            yield Picture(f"{report.label}-exits", plots.to_svg(figure), caption)
+    head = ["setting", "model", "tokens generated", "tokens saved", "agents", "cancelled", "skipped"]
+    rows = [[*head, "of agents, %"]]
     for setting in report.settings:
         for model in setting.models:
             counts = (model.completion_tokens, model.tokens_saved, model.agents, model.cancelled, model.skipped)
-            rows.append([setting.setting, model.model, *(f"{count:,}" for count in counts)])
+            needless = f"{100 * (model.cancelled + model.skipped) / model.agents:.1f}"
+            rows.append([setting.setting, model.model, *(f"{count:,}" for count in counts), needless])
     if len(rows) > 1:
         yield Table(rows)
-        yield Paragraph("Saved: tokens that cancelled and skipped answers might still have had, by their limits.")
+        yield Paragraph(
+            "Saved: tokens that cancelled and skipped answers might still have had, by their limits. Cancelled: while "
+            "it answered; skipped: before it began. The last column is both together."
+        )
 
 
 def _load(load: LoadCurve) -> Iterator[Block]:
@@ -192,7 +213,11 @@ def _load(load: LoadCurve) -> Iterator[Block]:
         ["", load.label],
         ["tree", load.tree],
         ["deadline of goodput", f"{load.deadline_s:g} s"],
+        ["blocks", f"{load.warmup_s:g} s warm-up that no number counts, {load.duration_s:g} s measured"],
         ["blocks left out as invalid", str(load.invalid)],
+        ["foreign requests", _foreign(load)],
+        ["seed", str(load.seed)],
+        ["made", _NONE if load.started is None or load.ended is None else _span([load.started], load.ended)],
         ["machine", _machine(load.environment)],
         ["commit", _commit(load.environment)],
         ["software", _software(load.environment)],
@@ -208,9 +233,23 @@ def _load(load: LoadCurve) -> Iterator[Block]:
         "Medians over the valid blocks, in round brackets the smallest and the largest. Times count from the scheduled "
         "time. Runs that failed are later than any other: a percentile that falls on them reads failed."
     )
+    if load.comparisons:
+        rows = [["setting / first setting", "rate", "pairs", *(name for name, _ in _LOAD_RATIOS)]]
+        for each in load.comparisons:
+            ratios = [each.ratios.get(key) for _, key in _LOAD_RATIOS]
+            pairs = max((ratio.pairs for ratio in ratios if ratio is not None), default=0)
+            name = f"{each.setting} / {each.against}"
+            rows.append([name, _rate(each.rate), str(pairs), *map(_load_ratio, ratios)])
+        yield Table(rows)
+        yield Paragraph(
+            "Geometric means over pairs of blocks with the same arrivals, questions and seeds, in square brackets 95 % "
+            "bootstrap intervals over these pairs; of few pairs they are little more than ranges. For runs and goodput "
+            "more than 1 is better, for times less."
+        )
     figure = plots.load_curve(load)
     if figure is not None:
-        yield Picture(plots.to_svg(figure), f"{load.label}: latency and goodput against the offered rate")
+        caption = f"{load.label}: latency and goodput against the offered rate"
+        yield Picture(f"{load.label}-load", plots.to_svg(figure), caption)
     if load.knees:
         knees = [["setting", "highest rate that held", "lowest that did not", "finished"]]
         for knee in load.knees:
@@ -219,11 +258,31 @@ def _load(load: LoadCurve) -> Iterator[Block]:
         yield Table(knees)
 
 
+def _rate(rate: float | None) -> str:
+    return "trace" if rate is None else f"{rate:g}/s"
+
+
+def _load_ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return _NONE
+    interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{ratio.mean:.3f}{interval}"
+
+
+def _foreign(load: LoadCurve) -> str:
+    """What kept the KV pools occupied."""
+    if load.fill is None:
+        return "none"
+    asked = f"{load.fill.prompt:,} tokens of prompt and {load.fill.answer:,} of answer each"
+    used = "" if load.decode_used is None else f"; {load.decode_used.median:.0%} of the decode worker's pool was in use"
+    return f"to fill {load.fill.share:.0%} of the pool, {asked}{used}"
+
+
 def _load_row(each: SettingNumbers) -> list[str]:
     share = each.medians.get("goodput_share")
     return [
         each.setting,
-        "trace" if each.rate is None else f"{each.rate:g}/s",
+        _rate(each.rate),
         f"{each.blocks - each.invalid} of {each.blocks}",
         str(each.counts.offered),
         str(each.counts.done),
@@ -238,7 +297,6 @@ def _load_row(each: SettingNumbers) -> list[str]:
 
 def _facts(report: RunReport) -> list[list[str]]:
     config, counts = report.config, report.counts
-    questions = ", ".join(f"{name} {value}" for name, value in msgspec.to_builtins(config.questions).items())
     environments = [session.environment for session in report.sessions]
     return [
         ["", report.label],
@@ -246,7 +304,7 @@ def _facts(report: RunReport) -> list[list[str]]:
         ["cluster of the cfg", config.cluster],
         ["shell router", _each(session.url.partition("://")[2] or session.url for session in report.sessions)],
         ["settings", ", ".join(f"{each.setting} ({each.tree}, {each.mode})" for each in report.settings)],
-        ["questions", f"{len(report.question_ids)} asked ({questions}); {_whole(report)}"],
+        ["questions", report.origin.part(len(report.question_ids))],
         ["ids", ", ".join(report.question_ids) or _NONE],
         ["repeats", str(config.repeats)],
         ["seeds", f"{config.seed} of the cfg; {len(report.seeds)} of runs, see report.json"],
@@ -261,13 +319,6 @@ def _facts(report: RunReport) -> list[list[str]]:
         ["commit", _each(map(_commit, environments))],
         ["software", _each(map(_software, environments))],
     ]
-
-
-def _whole(report: RunReport) -> str:
-    """What the questions are a part of, so that nobody takes a part for it."""
-    if report.benchmark_size is None:
-        return "a sample, no benchmark"
-    return f"the benchmark is {report.benchmark_size:,} items, {report.benchmark_split}"
 
 
 def _settings(report: RunReport) -> list[list[str]]:
@@ -386,9 +437,13 @@ def _software(environment: Environment) -> str:
 
 
 def _dates(report: RunReport) -> str:
-    started = [session.started for session in report.sessions]
-    begun = ", ".join(_date(each) for each in started) or "?"
-    return f"{begun} to {_date(report.ended)}"
+    return _span([session.started for session in report.sessions], report.ended)
+
+
+def _span(started: Sequence[float], ended: float) -> str:
+    """Several starts are those of a test that was resumed."""
+    begun = ", ".join(map(_date, started)) or "?"
+    return f"{begun} to {_date(ended)}"
 
 
 def _date(time: float) -> str:

@@ -13,13 +13,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.aggregate import Pair, pairs
-from experiments.config import ExperimentConfig
 from experiments.load.compare import Over
 from experiments.report.content import LoadCurve, RunReport
-from experiments.report.numbers import OUTCOMES, Checks, Outcome, Waterfall, good_runs
+from experiments.report.numbers import OUTCOMES, Checks, Outcome, Waterfall
 from experiments.result import RunResult
-from experiments.timeline import draw_timeline, median_pair
+from experiments.timeline import draw_timeline
 
 _COLORS = ("#3B6FB6", "#E4572E", "#2A9D8F", "#8E5EA2", "#C9A227", "#5C6B73", "#B5446E", "#4C956C")
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -162,17 +160,9 @@ def load_curve(load: LoadCurve) -> Figure | None:
     return figure
 
 
-def timeline(config: ExperimentConfig, results: Sequence[RunResult]) -> tuple[Figure, Pair] | None:
-    """The run of the baseline's median latency, and that of the last setting for the same question and seed."""
-    first, last = config.baseline.name, config.settings[-1].name
-    found = pairs(results, first, last) if first != last else ()
-    if not found:
-        found = tuple(Pair(baseline=run, other=None) for run in good_runs(results, first) if run.record is not None)
-    pair = median_pair(found)
-    if pair is None:
-        return None
-    pair = Pair(baseline=_without_text(pair.baseline), other=None if pair.other is None else _without_text(pair.other))
-    return draw_timeline([pair]), pair
+def timeline(runs: Sequence[RunResult]) -> Figure:
+    """A panel for each run; they are of one question with one seed."""
+    return draw_timeline([[_without_text(run) for run in runs]])
 
 
 def _without_text(run: RunResult) -> RunResult:

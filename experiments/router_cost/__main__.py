@@ -30,6 +30,7 @@ from pathlib import Path
 import msgspec
 
 from experiments.client import ClientError
+from experiments.command import EXIT_FAILED, EXIT_USAGE
 from experiments.environment import describe_environment
 from experiments.router_cost.checks import ExitCost
 from experiments.router_cost.goals import goals
@@ -38,9 +39,6 @@ from experiments.router_cost.process import CHAIN, TREE, TREES
 from experiments.router_cost.stream import StreamCost, measure_stream
 from experiments.target import TargetError
 from shell_router.config import ConfigError, load_tree
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 
 def main(argv: list[str] | None = None) -> int:

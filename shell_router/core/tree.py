@@ -39,6 +39,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """-1 considers all tokens."""
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    """Taken once from the score of each token that the answer has already."""
 
 
 class SamplingOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +52,7 @@ class SamplingOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     top_k: Annotated[int, Meta(ge=-1)] | UnsetType = UNSET
     min_p: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | UnsetType = UNSET
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | UnsetType = UNSET
 
     def over(self, sampling: Sampling) -> Sampling:
         """`sampling` with the fields that are set here."""

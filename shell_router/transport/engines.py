@@ -11,10 +11,12 @@ from shell_router.transport.base import Delta, Engine, GenerateRequest
 from shell_router.transport.capabilities import Capabilities
 from shell_router.transport.http import HttpEngine
 from shell_router.transport.openai import OpenAIEngine
+from shell_router.transport.roster import Roster
 
 
 class Engines:
-    """The backends of `models`, which can do what `capabilities` say. Raises `ConfigError` for an API key not set."""
+    """The backends of `models`, which can do what `capabilities` say and whose workers `rosters` know (without them,
+    those that `models` name). Raises `ConfigError` for an API key not set."""
 
     def __init__(
         self,
@@ -22,8 +24,9 @@ class Engines:
         capabilities: Mapping[str, Capabilities],
         limits: LimitsConfig,
         client: aiohttp.ClientSession,
+        rosters: Mapping[str, Roster] | None = None,
     ) -> None:
-        sglang = HttpEngine(models, limits, client)
+        sglang = HttpEngine(models, limits, client, rosters)
 
         def engine(model: ModelConfig) -> Engine:
             if model.backend == "sglang":

@@ -22,14 +22,23 @@ from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, GenerateRequest
 from shell_router.transport.both import answer_of_pair
 from shell_router.transport.generate import bounds_of, check_answers, sampling_params, stream_answer
+from shell_router.transport.roster import Roster, rosters_of
 from shell_router.transport.workers import Workers, new_room
 
 
 class HttpEngine:
     """SGLang workers behind one sglang-router for each model."""
 
-    def __init__(self, models: Mapping[str, ModelConfig], limits: LimitsConfig, client: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig],
+        limits: LimitsConfig,
+        client: aiohttp.ClientSession,
+        rosters: Mapping[str, Roster] | None = None,
+    ) -> None:
+        """`rosters` know the workers of `models`; without them they are those that `models` name."""
         self._models = models
+        self._rosters = rosters_of(models) if rosters is None else rosters
         self._client = client
         self._workers = Workers(client, limits)
         self._bounds = bounds_of(limits)
@@ -45,9 +54,9 @@ class HttpEngine:
 
     async def _past_router(self, request: GenerateRequest) -> AsyncGenerator[Delta] | None:
         """The answer of workers that are known to be there; None when none is."""
-        config = self._models[request.model]
+        members = self._rosters[request.model].members
         body = _body(request)
-        known = [(each.prefill, each.decode) for each in config.pairs]
+        known = [(each.prefill, each.decode) for each in members.pairs]
         for pairs in ([request.near] if request.near is not None else [], known):
             statuses = await self._statuses({url for pair in pairs for url in pair})
             alive = [(prefill, decode) for prefill, decode in pairs if prefill in statuses and decode in statuses]
@@ -62,7 +71,7 @@ class HttpEngine:
                     self._workers.send_kv(prefill, msgspec.json.encode(body | joint | {"stream": False})),
                     stream_answer(self._client, f"{decode}/generate", msgspec.json.encode(body | joint), self._bounds),
                 )
-        workers = list(await self._statuses(config.workers))
+        workers = list(await self._statuses(members.regular))
         if not workers:
             return None
         url = f"{secrets.choice(workers)}/generate"
@@ -75,13 +84,13 @@ class HttpEngine:
         return {url: answer for url, answer in zip(asked, answers, strict=True) if isinstance(answer, Status)}
 
     async def abort(self, model: str, request_id: str) -> None:
-        config = self._models[model]
-        # A worker may stand in several pairs. Nobody but sglang-router knows which of all workers have the request.
-        paired = dict.fromkeys(url for pair in config.pairs for url in (pair.decode, pair.prefill))
-        await asyncio.gather(*(self._abort_on(worker, request_id) for worker in (*paired, *config.workers)))
+        # Nobody but sglang-router knows which of all workers have the request.
+        listed = self._rosters[model].members.listed
+        await asyncio.gather(*(self._abort_on(worker, request_id) for worker in listed))
 
     async def check_ready(self, model: str) -> None:
         await check_answers(self._client, model, f"{self._models[model].router_url}/readiness")
+        self._rosters[model].check()
 
     async def _abort_on(self, worker: str, request_id: str) -> None:
         try:

@@ -24,6 +24,7 @@ from shell_router.transport.base import Delta, Engine, GenerateRequest
 from shell_router.transport.pairs import Pair, Pairs
 from shell_router.transport.remote import RemoteSession
 from shell_router.transport.resend import ResendSession
+from shell_router.transport.roster import Roster, rosters_of
 from shell_router.transport.workers import Workers, problem_in
 
 logger = logging.getLogger(__name__)
@@ -217,11 +218,18 @@ class IncrementalSessions:
     """Makes `IncrementalSession`s on the pairs of `models`, with `engine` to fall back to."""
 
     def __init__(
-        self, models: Mapping[str, ModelConfig], limits: LimitsConfig, client: aiohttp.ClientSession, engine: Engine
+        self,
+        models: Mapping[str, ModelConfig],
+        limits: LimitsConfig,
+        client: aiohttp.ClientSession,
+        engine: Engine,
+        rosters: Mapping[str, Roster] | None = None,
     ) -> None:
+        """`rosters` know the pairs; without them they are those that `models` name."""
         self._engine = engine
         self._workers = Workers(client, limits)
-        self._pairs = {name: Pairs(model.pairs, self._workers) for name, model in models.items()}
+        rosters = rosters_of(models) if rosters is None else rosters
+        self._pairs = {name: Pairs(rosters[name], self._workers) for name in models}
         self.counts = SessionCounts(open=lambda: sum(pairs.open_sessions for pairs in self._pairs.values()))
 
     def __call__(self, answer: GenerateRequest, *, max_prompt_tokens: int) -> IncrementalSession:

@@ -18,8 +18,9 @@ from shell_router.transport.base import Delta, Finish, GenerateRequest
 from shell_router.transport.generate import JSON, bounds_of, check_answers, check_status, events, telling
 
 _USUAL = Sampling()
-_EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
-"""Sampling parameters that OpenAI's API does not have. vLLM and SGLang do; other servers may refuse them."""
+_OPTIONAL = ("top_k", "min_p", "repetition_penalty", "presence_penalty")
+"""Sampling parameters that are sent only where they differ from the usual. All but the last OpenAI's API does not have;
+vLLM and SGLang do, other servers may refuse them."""
 
 
 class _LogProb(msgspec.Struct):
@@ -143,7 +144,7 @@ class OpenAIEngine:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        for name in _EXTENSIONS:
+        for name in _OPTIONAL:
             if (value := getattr(sampling, name)) != getattr(_USUAL, name):
                 body[name] = value
         if request.ignore_eos:

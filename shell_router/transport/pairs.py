@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from shell_router.config import PairConfig
 from shell_router.errors import EngineError
+from shell_router.transport.roster import Roster
 from shell_router.transport.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -42,26 +42,26 @@ class Pair:
 
 
 class Pairs:
-    """The pairs of one model. `clock` gives seconds."""
+    """The pairs of the model whose workers `roster` knows. `clock` gives seconds."""
 
-    def __init__(
-        self, pairs: Sequence[PairConfig], workers: Workers, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._pairs = tuple(Pair(each.prefill, each.decode) for each in pairs)
+    def __init__(self, roster: Roster, workers: Workers, clock: Callable[[], float] = time.monotonic) -> None:
+        self._roster = roster
+        self._pairs: dict[tuple[str, str], Pair] = {}
         self._workers = workers
         self._clock = clock
 
     @property
     def open_sessions(self) -> int:
-        return sum(len(pair.sessions) for pair in self._pairs)
+        return sum(len(pair.sessions) for pair in self._pairs.values())
 
     async def take(self, session_id: str) -> Pair | None:
         """The pair with the fewest open sessions, now with this one; None when no pair offers any.
 
         Pairs are asked what they offer the first time, and again a while after they have failed.
         """
-        await asyncio.gather(*(self._ask(pair) for pair in self._pairs))
-        offering = [pair for pair in self._pairs if pair.bootstrap_port is not None]
+        await asyncio.gather(*(self._ask(pair) for pair in self._present()))
+        # Once more: some may have gone meanwhile.
+        offering = [pair for pair in self._present() if pair.bootstrap_port is not None]
         if not offering:
             return None
         pair = min(offering, key=lambda each: (len(each.sessions), each.taken))
@@ -78,6 +78,13 @@ class Pairs:
     def worked(self, pair: Pair) -> None:
         """A session on `pair` went well to its end."""
         pair.failures = 0
+
+    def _present(self) -> list[Pair]:
+        """The pairs that the roster has now. One that has gone is forgotten when its last session has ended, so that
+        another one at its address is asked anew."""
+        now = {(each.prefill, each.decode): each for each in self._roster.members.pairs}
+        self._pairs = {key: pair for key, pair in self._pairs.items() if key in now or pair.sessions}
+        return [self._pairs.setdefault(key, Pair(*key)) for key in now]
 
     async def _ask(self, pair: Pair) -> None:
         # All who come meanwhile wait for one answer.

@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 
 from experiments.client import ClientError, RouterClient
-from experiments.run import EXIT_FAILED, EXIT_USAGE, main
+from experiments.command import EXIT_FAILED, EXIT_USAGE
+from experiments.run import main
 from shell_router.app import build_app
 from shell_router.auth import Guard
 from shell_router.client_key import KEY_VARIABLE

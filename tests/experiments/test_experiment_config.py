@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from experiments.config import ExperimentConfig, QuestionsConfig, SettingConfig, cluster_path, load_experiment
+from experiments.benchmarks import catalog
+from experiments.config import SAMPLE, ExperimentConfig, QuestionsConfig, SettingConfig, cluster_path, load_experiment
 from experiments.plan import Step, make_plan, recording_options, setting_order, warmup_question
 from experiments.questions import Question, extract_number, is_correct, load_questions, select
 from launch.config import load_cluster
@@ -30,11 +32,27 @@ def setting(**graft: object) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("path", sorted(CFGS.glob("*.json")), ids=lambda path: path.name)
-def test_shipped_experiments_load_and_name_trees_of_their_cluster_and_questions_that_exist(path: Path) -> None:
+def test_shipped_experiments_name_trees_of_their_cluster_whose_prompts_fit_and_questions_that_exist(path: Path) -> None:
     config = load_experiment(path)
     cluster = load_cluster(cluster_path(path, config))
-    assert {load_tree(Path(tree)).name for tree in cluster.shell_router.trees} >= set(config.trees)
-    assert select(load_questions(config.questions.source), config.questions)
+    trees = {tree.name: tree for tree in map(load_tree, map(Path, cluster.shell_router.trees))}
+    assert trees.keys() >= set(config.trees)
+    if config.questions.source == SAMPLE:
+        assert select(load_questions(SAMPLE), config.questions)
+    else:
+        assert config.questions.start + config.questions.count <= catalog.entry(config.questions.source).size
+    contexts = {model.name: model.context_length for model in cluster.models}
+    for setting in config.settings:
+        agents = {agent.id: agent for agent in trees[setting.tree].agents}
+        longest = {
+            agent.id: setting.graft.sampling.max_new_tokens or agent.sampling.max_new_tokens
+            for agent in agents.values()
+        }
+        for agent in agents.values():
+            context = contexts[agent.model]
+            assert context is not None
+            # The rest is for question, template and the frames of the answers.
+            assert sum(longest[each] for each in agent.precursors) + longest[agent.id] <= context - 2048
 
 
 @pytest.mark.parametrize(
@@ -72,13 +90,13 @@ def test_a_bad_file_is_refused_with_its_name_and_the_place(
 
 def test_more_questions_than_there_are(tmp_path: Path) -> None:
     questions = load_questions("gsm8k_sample")
-    with pytest.raises(ConfigError, match=r"24 questions, 3 from 22 on are asked for - at `\$.questions`"):
-        select(questions, QuestionsConfig(source="gsm8k_sample", count=3, start=22))
+    with pytest.raises(ConfigError, match=r"48 questions, 3 from 46 on are asked for - at `\$.questions`"):
+        select(questions, QuestionsConfig(source="gsm8k_sample", count=3, start=46))
 
 
 def test_every_shipped_question_has_a_number_for_an_answer() -> None:
     questions = load_questions("gsm8k_sample")
-    assert len(questions) == len({question.id for question in questions}) == 24
+    assert len(questions) == len({question.id for question in questions}) == 48
     for question in questions:
         float(question.answer)
         assert is_correct(question, f"So the result is {question.answer}.")
@@ -208,3 +226,11 @@ def test_every_agent_answers_in_a_recording() -> None:
     recording = recording_options(options)
     assert recording.early_exit == ExitOverride(mode="off")
     assert (recording.mode, recording.deadline_s) == ("blocking", None)
+
+
+def test_the_reproduction_page_names_files_that_are_there() -> None:
+    page = (CFGS.parents[1] / "docs" / "reproduce.md").read_text()
+    named = set(re.findall(r"[\w./]+\.json\b", page))
+    shipped = {path.name for kind in ("cluster", "experiments") for path in (CFGS.parent / kind).glob("*.json")}
+    assert {Path(name).name for name in named} - {"report.json"} <= shipped
+    assert {path.name for path in CFGS.glob("*.json")} - {Path(name).name for name in named} == {"demo.json"}

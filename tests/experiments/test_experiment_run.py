@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from experiments.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.result import RunResult
-from experiments.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main
+from experiments.run import main
 from shell_router.app import build_app
 from shell_router.transport.fake import FakeEngine
 from tests.experiments.fake_router import Ask, FakeRouter, Reply

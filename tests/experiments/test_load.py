@@ -17,8 +17,9 @@ import pytest
 from aiohttp import web
 
 from experiments.client import ClientError
+from experiments.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.environment import describe_environment
-from experiments.load.__main__ import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, main
+from experiments.load.__main__ import main
 from experiments.load.arrivals import Arrival, make_arrivals
 from experiments.load.bench import Bench
 from experiments.load.block import values
@@ -312,14 +313,19 @@ def test_foreign_requests_keep_the_pools_occupied(tmp_path: Path) -> None:
         await Bench(wanted, Server({"blocking": 1.0, "spliced": 1.0}, places=50), folder, fill=fill).run()
 
     in_virtual_time(work())
-    assert (engine.most, engine.now) == (6, 0)
+    assert (engine.most, engine.now) == (7, 0)
     assert len(set(engine.prompts)) == len(engine.prompts) > 24
     report = make_report(folder, (), interrupted=False)
     for each in report.fills:
         assert each.fill.decode_used is not None
-        assert (each.fill.requests, each.fill.failed) == (6, 0)
-        assert each.fill.decode_used.median == pytest.approx(0.72)
-    assert "6 foreign requests at a time" in format_report(report)
+        assert (each.fill.requests, each.fill.failed) == (7, 0)
+        assert each.fill.decode_used.median == pytest.approx(0.84)
+    assert "7 foreign requests at a time" in format_report(report)
+
+
+def test_foreign_requests_never_want_more_than_there_is() -> None:
+    pools = {share: FillParameters(share=share, prompt=1000, answer=1000).requests(20_000) for share in (0.5, 0.9, 1.0)}
+    assert pools == {0.5: 6, 0.9: 10, 1.0: 10}
 
 
 @pytest.mark.parametrize(("share", "fail", "told"), [(0.8, 1, "no more room"), (0.1, 0, "has no room for a foreign")])
@@ -337,7 +343,7 @@ def test_pools_that_cannot_be_filled_are_told(share: float, fail: int, told: str
 def test_foreign_requests_that_fail_later_are_counted() -> None:
     async def work() -> Fill:
         parameters = FillParameters(share=0.8, prompt=100, answer=20)
-        engine = Engine(fail=7)
+        engine = Engine(fail=8)
         async with Fill(engine, engine.look, TokenSource(1, 1, 10**6), parameters) as fill:
             await asyncio.sleep(60)
         return fill
@@ -468,6 +474,9 @@ def test_an_interrupt_keeps_what_is_finished_and_resume_goes_on(
         assert main(["--resume", str(tmp_path / "t")]) == 0
         document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (document["interrupted"], document["ok"]) == (False, True)
+    # Nothing is missing any more: no router is asked, and none is there.
+    assert main(["--resume", str(tmp_path / "t")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
     assert file.read_bytes().startswith(kept)
     assert file.read_bytes().count(b"\n") == 4
 

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.client import ClientError
+from experiments.command import EXIT_FAILED, EXIT_USAGE
 from experiments.overlap import __main__ as overlap
 from experiments.overlap import layer, stats, target, traffic, ttft
 from experiments.overlap.client import EngineClient, Pair, Snapshot, both
-from experiments.overlap.layer import LayerBench, LayerParameters, Splice
+from experiments.overlap.layer import Case, LayerBench, LayerParameters, Splice, spliced_case
 from experiments.overlap.loads import BusyDecode, LoadParameters, TokenSource, press
 from experiments.overlap.prompts import MODES, Marks, Mode, make_prompt
 from experiments.overlap.stats import Sample, goal
@@ -148,29 +149,89 @@ async def test_when_one_worker_fails_the_other_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("precursors", [1, 3])
 async def test_the_second_layer_reads_every_answer(precursors: int) -> None:
-    parameters = LayerParameters(
-        precursors=precursors, input_range=(1, 64), precursor_answer=20, answer=2, modes=MODES, repetitions=1
-    )
+    parameters = LayerParameters(input_range=(1, 64), answer=2, modes=MODES, repetitions=1)
+    case = Case(name="layer", answers=(20,) * precursors)
     async with served() as (pair, client):
-        bench = LayerBench(client, await client.facts(), tokens(), parameters, "layer")
-        await bench.run()
+        bench = LayerBench(client, await client.facts(), tokens(), parameters)
+        await bench.run([case])
         assert [s.error for s in bench.samples] == [None] * 6
         answer = [41_000 + n for n in range(1, 21)]
         ends = [ids for kind, ids in pair.prompts if ids[-len(answer) * precursors :] == answer * precursors]
         assert len(ends) == 6
         # All modes of a repetition read prompts of the same length.
         assert len({s.prompt_tokens for s in stats.measured(bench.samples)}) == 1
+        for one in bench.samples:
+            assert one.run_ttft_s is not None
+            assert one.total_s is not None
+            assert one.ttft_s is not None
+            assert one.layer_s is not None
+            assert 0 < one.ttft_s <= one.layer_s
+            assert one.run_ttft_s <= one.total_s
+            assert one.hidden_prefill_fraction is not None
+            assert 0 <= one.hidden_prefill_fraction < 1
+            if one.mode == "blocking":
+                assert (one.hidden_prefill_s, one.hidden_prefill_fraction) == (0, 0)
         numbers = layer.result(bench.samples)
-        assert {"ttft_s", "layer_s", "total_s", "ratio_to_blocking"} < numbers.keys()
+        assert {"ttft_s", "layer_s", "total_s", "hidden_prefill_s", "bytes_after_commit"} < numbers.keys()
         assert pair.open_sessions == 0
 
 
+async def test_bytes_of_a_layer_are_those_of_the_successors_prompts() -> None:
+    """Not those of the precursors' prompts, and of runs at once the share of each."""
+    parameters = LayerParameters(input_range=(64, 64), answer=2, modes=MODES, repetitions=1, concurrency=3)
+    async with served() as (pair, client):
+        bench = LayerBench(client, await client.facts(), tokens(), parameters)
+        await bench.run([spliced_case(100, 2)])
+        assert len(bench.samples) == 2 * 3 * 3
+        assert sorted({s.run for s in bench.samples}) == [0, 1, 2]
+        pages = -(-(64 + 100) // PAGE)
+        for one in bench.samples:
+            assert (one.error, one.prompt_tokens) == (None, 164)
+            assert one.bytes_before_commit is not None
+            assert one.bytes_after_commit is not None
+            if one.mode == "blocking":
+                assert (one.bytes_before_commit, one.bytes_after_commit) == (0, pages * PAGE_BYTES)
+            if one.mode == "incremental":
+                assert one.bytes_before_commit + one.bytes_after_commit == pages * PAGE_BYTES
+            if one.mode == "resend":
+                # The last page of each probe is moved once more.
+                assert one.bytes_before_commit + one.bytes_after_commit >= pages * PAGE_BYTES
+        assert pair.open_sessions == 0
+
+
+def test_what_is_spliced_is_shared_out_to_the_last_token() -> None:
+    assert spliced_case(1024, 3).answers == (342, 341, 341)
+    assert spliced_case(8, 8).answers == (1,) * 8
+
+
+async def test_a_prompt_that_the_pool_cannot_hold_is_told_before_anything_is_sent() -> None:
+    parameters = LayerParameters(input_range=(64, 64), modes=MODES, repetitions=1)
+    async with served() as (pair, client):
+        bench = LayerBench(client, await client.facts(), tokens(), parameters)
+        with pytest.raises(
+            ClientError, match=r"4096 tokens: a prompt and its answer may have 4176 tokens, .* has 2048"
+        ):
+            await bench.run([spliced_case(100, 2), spliced_case(4096, 2)])
+        assert pair.prompts == []
+
+
 async def test_a_precursor_that_fails_ends_the_sample() -> None:
-    parameters = LayerParameters(input_range=(1, 8), precursor_answer=4, modes=("incremental",), repetitions=1)
+    parameters = LayerParameters(input_range=(1, 8), modes=("incremental",), repetitions=1)
     async with served(fail=Counter({"precursor": 1})) as (pair, client):
-        bench = LayerBench(client, await client.facts(), tokens(), parameters, "layer")
-        await bench.run()
+        bench = LayerBench(client, await client.facts(), tokens(), parameters)
+        await bench.run([Case(name="layer", answers=(4, 4, 4))])
         assert [s.error is None for s in bench.samples] == [False, True]
+        assert pair.open_sessions == 0
+
+
+async def test_a_run_that_fails_leaves_those_beside_it() -> None:
+    parameters = LayerParameters(input_range=(1, 8), modes=("incremental",), repetitions=1, warmups=0, concurrency=3)
+    async with served(fail=Counter({"commit": 1})) as (pair, client):
+        bench = LayerBench(client, await client.facts(), tokens(), parameters)
+        await bench.run([Case(name="layer", answers=(4,))])
+        assert sorted(s.error is None for s in bench.samples) == [False, True, True]
+        # What the failed one had moved is not known.
+        assert {s.bytes_after_commit for s in bench.samples} == {None}
         assert pair.open_sessions == 0
 
 
@@ -218,6 +279,28 @@ def test_ratios_are_of_one_repetition_and_warm_ups_do_not_count() -> None:
     assert incremental is not None
     assert (blocking.median, incremental.n) == (20.0, 2)
     assert stats.failures(samples) == {"idle": {"blocking": 0, "incremental": 1}}
+
+
+def test_runs_at_once_are_one_repetition_of_a_ratio() -> None:
+    values: dict[tuple[Mode, int], tuple[float, float]] = {
+        ("blocking", 0): (4.0, 4.0),
+        ("incremental", 0): (1.0, 4.0),
+        ("blocking", 1): (1.0, 1.0),
+    }
+    samples = [
+        sample(mode, repetition, run=run, ttft_s=seconds)
+        for (mode, repetition), runs in values.items()
+        for run, seconds in enumerate(runs)
+    ]
+    found = stats.against(samples, {"ttft_s": lambda s: s.ttft_s}, seed=0)
+    assert found.keys() == {"idle"}
+    assert found["idle"].keys() == {"incremental / blocking"}
+    only = found["idle"]["incremental / blocking"]["ttft_s"]
+    assert only.values == pytest.approx((0.5,))
+    assert only.ratio is not None
+    assert (only.ratio.n, only.ratio.low) == (1, None)
+    lists = stats.repetitions(samples, {"ttft_s": lambda s: s.ttft_s})
+    assert lists["idle"]["blocking"] == {"ttft_s": [4.0, 4.0, 1.0, 1.0]}
 
 
 def test_nothing_is_guessed_where_all_failed() -> None:
@@ -329,6 +412,10 @@ def command(pair: Pair, folder: Path, part: str) -> list[str]:
             "--input-range",
             "1",
             "9",
+            "--sizes",
+            "60,120",
+            "--concurrency",
+            "2",
         ),
     ]
 
@@ -336,10 +423,25 @@ def command(pair: Pair, folder: Path, part: str) -> list[str]:
 @pytest.mark.parametrize("part", list(overlap.PARTS))
 def test_every_part_ends_in_one_line_of_json(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with in_thread() as fake:
-        assert overlap.main(command(fake.pair, tmp_path, part)) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert overlap.main([*command(fake.pair, tmp_path, part), "--out", str(tmp_path / "summary.json")]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out.splitlines()[-1])
     assert (document["part"], document["failed"]) == (part, 0)
-    assert json.loads(Path(document["samples"]).read_text())
+    samples = [json.loads(line) for line in Path(document["samples"]).read_text().splitlines()]
+    # Progress counted all of them, and knew how many there would be.
+    assert f"{len(samples)}/{len(samples)} " in captured.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary.items() > document.items()
+    assert summary["environment"]["versions"]["graft"]
+    assert summary["definitions"] == overlap.DEFINITIONS
+    if part in overlap.LAYER_PARTS:
+        cases = ["60 tokens", "120 tokens"] if part == "spliced" else [part]
+        for case in cases:
+            assert set(document["ratios"][case]) == {f"{mode} / {base}" for mode, base in stats.BASES}
+            for mode in MODES:
+                lists = summary["repetitions"][case][mode]
+                assert len(lists["ttft_s"]) == 2
+                assert all(value is not None for values in lists.values() for value in values)
     if part == "ttft":
         for key in ("ttft_s", "append_s", "bytes_after_commit", "bytes_before_commit", "recomputed_tokens"):
             assert set(document[key]) == {"idle", "busy_decode", "pressure"}
@@ -349,10 +451,29 @@ def test_every_part_ends_in_one_line_of_json(part: str, tmp_path: Path, capsys: 
         assert [g["name"] for g in document["goals"]] == ["incremental: ttft at 128 tokens against 64 tokens"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--part", "spliced", "--sizes", "2", "--precursors", "3"], "--sizes must leave a token"),
+        (["--sizes", "16,16"], "separated by commas, each once"),
+        (["--input-range", "9", "1"], "the smaller one first"),
+        (["--concurrency", "0"], "must be at least 1"),
+        (["--out", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+    ],
+)
+def test_a_wrong_command_line_is_told_by_option(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        overlap.main(arguments)
+    assert ended.value.code == EXIT_USAGE
+    assert told in capsys.readouterr().err
+
+
 def test_a_worker_without_sessions_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with in_thread(sessions=False) as fake:
         arguments = command(fake.pair, tmp_path, "ttft")
-        assert overlap.main(arguments) == overlap.EXIT_FAILED
+        assert overlap.main(arguments) == EXIT_FAILED
         assert "no incremental sessions: not on this one" in capsys.readouterr().err
         assert overlap.main([*arguments, "--modes", "blocking", "resend", "--loads", "idle"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -368,9 +489,9 @@ def test_a_cluster_that_does_not_start(
         yield Pair(router="", prefill="", decode="")
 
     monkeypatch.setattr(overlap, "cluster_pair", lambda *_: start)
-    assert overlap.main(["--runs-dir", str(tmp_path)]) == overlap.EXIT_FAILED
+    assert overlap.main(["--runs-dir", str(tmp_path)]) == EXIT_FAILED
     assert "a worker died" in capsys.readouterr().err
-    assert overlap.main(["--cluster", str(tmp_path / "none.json")]) == overlap.EXIT_FAILED
+    assert overlap.main(["--cluster", str(tmp_path / "none.json")]) == EXIT_FAILED
 
 
 @pytest.mark.parametrize(("again", "recomputed", "hidden"), [(0, None, None), (48, 48, 0)])

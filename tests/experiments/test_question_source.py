@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from experiments import run
+from experiments.command import EXIT_USAGE
 from experiments.config import QuestionsConfig
 from experiments.questions import WITHHELD, open_questions, without_words
 from tests.experiments.fake_router import FakeRouter
@@ -24,7 +25,8 @@ async def test_the_sample_is_judged_by_its_last_number() -> None:
         assert source.prompt(question) == question.question
         assert await source.is_right(question, f"So it is {question.answer}.")
         assert not await source.is_right(question, "I do not know.")
-        assert "questions like those of GSM8K" in source.label
+        assert source.origin.part(2).startswith("2 questions of gsm8k, test: a part of 1,319 (gsm8k_sample")
+        assert source.origin.held == len(source.questions)
 
 
 async def test_a_benchmark_is_asked_with_its_own_prompt_and_judged_by_its_scorer() -> None:
@@ -33,7 +35,8 @@ async def test_a_benchmark_is_asked_with_its_own_prompt_and_judged_by_its_scorer
         assert source.prompt(question) == question.question != question.answer
         assert await source.is_right(question, f"Therefore \\boxed{{{question.answer}}}.")
         assert not await source.is_right(question, "\\boxed{-1}")
-        assert "30" in source.label
+        assert source.origin.part(30).startswith("aime2025, test, all 30 questions (sgl-eval==")
+        assert source.origin.part(1).startswith("1 question of aime2025, test: a part of 30 (")
 
 
 def test_what_is_withheld_of_a_record() -> None:
@@ -83,5 +86,5 @@ def test_confidential_questions_and_answers_are_in_no_file_and_no_output(
 
 @needs_gpqa
 def test_confidential_answers_cannot_be_replayed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run.main([str(cfg(tmp_path, replay_answers=True))]) == run.EXIT_USAGE
+    assert run.main([str(cfg(tmp_path, replay_answers=True))]) == EXIT_USAGE
     assert "$.replay_answers" in capfd.readouterr().err

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from experiments.aggregate import SettingAggregate
+from experiments.command import EXIT_USAGE
 from experiments.config import ExperimentConfig, QuestionsConfig, SettingConfig
 from experiments.environment import Environment
 from experiments.load.block import Block, BlockKey
@@ -21,8 +22,9 @@ from experiments.load.folder import Begun
 from experiments.load.folder import Folder as LoadFolder
 from experiments.load.ramp import Knee
 from experiments.load.report import make_report
-from experiments.report.__main__ import EXIT_USAGE, main
-from experiments.report.numbers import checks, outcome_of, slowest_path, waterfall
+from experiments.questions import Origin
+from experiments.report.__main__ import main
+from experiments.report.numbers import checks, outcome_of, slowest_path, timeline_runs, waterfall
 from experiments.result import RunResult
 from experiments.run import main as graft_run
 from experiments.summary import RunFolder, Session, Summary, summarize
@@ -50,6 +52,7 @@ ENVIRONMENT = Environment(
     memory_bytes=2**34,
     gpus=(),
 )
+ORIGIN = Origin(benchmark="gsm8k", split="test", held=48, full_split="test", full_size=1319, read="the sample")
 CONFIG = ExperimentConfig(
     name="small",
     cluster="none.json",
@@ -83,6 +86,7 @@ def write_folder(
     summary = summarize(
         name=path.name,
         config=config,
+        origin=ORIGIN,
         sessions=[Session(url="http://127.0.0.1:1", environment=environment, started=1_700_000_000.0)],
         ended=1_700_000_600.0,
         plan=[run.step for run in made],
@@ -161,7 +165,9 @@ def test_the_numbers_are_those_of_the_summary(tmp_path: Path, capsys: pytest.Cap
     written = json.loads(capsys.readouterr().out.splitlines()[-1])
     out = tmp_path / "run" / "report"
     paths = {name: str(out / f"report.{ending}") for name, ending in (("markdown", "md"), ("html", "html"))}
-    assert written == {"runs": ["run"], "loads": [], **paths, "json": str(out / "report.json")}
+    pictures = [str(out / f"run-{name}.svg") for name in ("accuracy", "waterfall", "timeline")]
+    assert written == {"runs": ["run"], "loads": [], **paths, "pictures": pictures, "json": str(out / "report.json")}
+    assert all(Path(picture).read_bytes().startswith(b"<svg") for picture in pictures)
 
     markdown, html, document = report_of(out)
     (run,) = document["runs"]
@@ -217,7 +223,7 @@ def test_nothing_is_told_about_a_confidential_question_but_its_id(tmp_path: Path
     for text in (markdown, html, json.dumps(document)):
         assert "which of these" not in text
         assert "q1/0/blocking" in text
-    assert "the benchmark is 198 items" in row(markdown, "questions")[0]
+    assert row(markdown, "questions") == ["1 question of gsm8k, test: a part of 1,319 (the sample)"]
     assert row(markdown, "answers nobody could judge") == ["0", "1"]
 
 
@@ -325,6 +331,46 @@ def test_a_folder_of_graft_run_itself(tmp_path: Path, capsys: pytest.CaptureFixt
         assert result.step.question.question not in html
 
 
+def test_for_a_repository_the_markdown_shows_its_pictures_and_nothing_is_large_or_of_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = msgspec.structs.replace(CONFIG, cluster=str(tmp_path / "none.json"))
+    write_folder(tmp_path / "run", [*results(), exiting()], config=config)
+    write_load(tmp_path / "load")
+    out = tmp_path / "docs" / "small"
+    folders = [str(tmp_path / name) for name in ("run", "load")]
+    assert main([*folders, "--no-html", "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["html"] is None
+    shown = re.findall(r"!\[.*\]\((.*)\)", (out / "report.md").read_text())
+    assert shown == [f"run-{name}.svg" for name in ("accuracy", "waterfall", "timeline", "exits")] + ["load-load.svg"]
+    assert row((out / "report.md").read_text(), "cluster of the cfg") == ["none.json"]
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(files) == {"report.md", "report.json", *shown}
+    assert sum(map(len, files.values())) < 500_000
+    for name, content in files.items():
+        assert str(tmp_path).encode() not in content, name
+        assert str(Path.cwd()).encode() not in content, name
+
+
+def test_every_setting_has_its_timeline_on_the_question_of_the_median_latency(tmp_path: Path) -> None:
+    names = ("blocking", "spliced", "resend")
+    settings = (*CONFIG.settings, SettingConfig(name="resend", tree="tree_3_1", graft=RunOptions(transport="resend")))
+    config = msgspec.structs.replace(CONFIG, settings=settings)
+    runs = [
+        make_result(name, question=f"q{number}", latency_s=latency)
+        for number, latency in enumerate((30.0, 10.0, 20.0, 15.0))
+        for name in names
+        if (number, name) != (3, "resend")
+    ]
+    shown = timeline_runs(config, runs)
+    assert [(run.step.setting, run.step.question.id) for run in shown] == [(name, "q2") for name in names]
+    assert timeline_runs(config, [make_result("spliced")]) == ()
+    write_folder(tmp_path / "run", runs, config=config)
+    assert main([str(tmp_path / "run")]) == 0
+    markdown, _, _ = report_of(tmp_path / "run" / "report")
+    assert "q2/0, the median run of blocking, and the same question and seed in spliced and resend" in markdown
+
+
 def test_what_was_not_made_is_told(tmp_path: Path) -> None:
     runs = results()
     folder = RunFolder.create(tmp_path / "run", CONFIG)
@@ -332,6 +378,7 @@ def test_what_was_not_made_is_told(tmp_path: Path) -> None:
     summary = summarize(
         name="run",
         config=CONFIG,
+        origin=ORIGIN,
         sessions=[Session(url="http://127.0.0.1:1", environment=place, started=1_700_000_000.0) for place in places],
         ended=1_700_000_600.0,
         plan=[run.step for run in runs],
@@ -389,6 +436,10 @@ def test_a_load_test_has_its_curve(tmp_path: Path) -> None:
     original = json.loads(before)
     assert load["settings"] == original["settings"]
     assert load["knees"] == original["knees"]
+    assert load["comparisons"] == original["comparisons"]
+    assert row(markdown, "foreign requests") == ["none"]
+    assert row(markdown.partition("## load: load")[2], "made") == ["1970-01-01 00:00 UTC to 1970-01-01 00:00 UTC"]
+    assert row(markdown, "spliced / blocking")[:2] == ["1/s", "1"]
     cells = row(markdown.partition("## load: load")[2], "blocking")
     assert cells[:4] == ["1/s", "1 of 1", "8", "8"]
     assert cells[5] == "0.0"

@@ -34,7 +34,7 @@ def bars(figure: Figure, panel: int) -> dict[str, list[Any]]:
 
 
 def test_each_agent_has_its_bars() -> None:
-    figure = draw_timeline([pair()])
+    figure = draw_timeline([pair().runs])
     blocking, spliced = bars(figure, 0), bars(figure, 1)
     assert {kind: len(found) for kind, found in blocking.items()} == {"waiting": 4, "exposed": 13, "decode": 13}
     assert {kind: len(found) for kind, found in spliced.items()} == {
@@ -49,7 +49,7 @@ def test_each_agent_has_its_bars() -> None:
 
 
 def test_the_root_is_at_the_bottom_and_both_panels_share_their_axis() -> None:
-    figure = draw_timeline([pair()])
+    figure = draw_timeline([pair().runs])
     blocking, spliced = figure.axes
     labels = blocking.get_yticklabels()
     assert labels[0].get_text() == "p1"
@@ -61,19 +61,19 @@ def test_the_root_is_at_the_bottom_and_both_panels_share_their_axis() -> None:
 
 
 def test_first_token_and_ends_are_marked() -> None:
-    figure = draw_timeline([pair()])
+    figure = draw_timeline([pair().runs])
     marks = [{line.get_label(): line.get_xdata()[0] for line in axes.lines} for axes in figure.axes]  # type: ignore[index]
     blocking, spliced = make_record("blocking", layers=(9, 3, 1)), make_record("spliced", layers=(9, 3, 1))
     assert marks[0] == {"first token": blocking.ttft_s, "end": blocking.duration_s}
     assert marks[1] == {
         "first token": spliced.ttft_s,
         "end": spliced.duration_s,
-        "end above": blocking.duration_s,
+        "end of the first": blocking.duration_s,
     }
 
 
 def test_each_tree_has_its_pair_and_panels_do_not_overlap(tmp_path: Path) -> None:
-    figure = draw_timeline([pair(), pair((3, 1), "tree_3_1"), pair((1, 1), "chain_2")])
+    figure = draw_timeline([pair().runs, pair((3, 1), "tree_3_1").runs, pair((1, 1), "chain_2").runs])
     assert len(figure.axes) == 6
     boxes = [axes.get_position() for axes in figure.axes]
     for above, below in itertools.pairwise(boxes):
@@ -89,11 +89,25 @@ def test_each_tree_has_its_pair_and_panels_do_not_overlap(tmp_path: Path) -> Non
 
 def test_a_setting_without_another_stands_alone() -> None:
     alone = Pair(baseline=make_result("tree+overlap", tree="tree_9_3_1", layers=(9, 3, 1)), other=None)
-    figure = draw_timeline([alone, pair((3, 1), "tree_3_1")])
+    figure = draw_timeline([alone.runs, pair((3, 1), "tree_3_1").runs])
     assert len(figure.axes) == 3
     assert figure.axes[0].get_title(loc="left").startswith("tree+overlap (spliced):  end ")
     assert [axes.get_xlabel() != "" for axes in figure.axes] == [True, False, True]
     assert figure.axes[2].get_title(loc="left").endswith(" s less than blocking)")
+
+
+def test_a_panel_of_another_tree_names_it() -> None:
+    dense = make_result("dense", tree="dense_9_9_1", layers=(9, 9, 1))
+    others = (
+        make_result(name, tree="tree_9_3_1", layers=(9, 3, 1), record=make_record("spliced", tree="tree_9_3_1"))
+        for name in ("tree", "spliced")
+    )
+    figure = draw_timeline([(dense, *others)])
+    first, second, third = (axes.get_title(loc="left") for axes in figure.axes)
+    assert first.startswith("dense (spliced):  end ")
+    assert second.startswith("tree (tree_9_3_1, spliced):  end ")
+    assert third.startswith("spliced (tree_9_3_1):  end ")
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
 
 
 def agent(**changes: Any) -> AgentRecord:

@@ -347,3 +347,39 @@ def test_shipped_files_fit_their_schema(kind: str, folder: str) -> None:
     assert files
     for file in files:
         validator.validate(json.loads(file.read_text()))
+
+
+@pytest.mark.parametrize("command", ["check", "up"])
+def test_a_part_must_be_named_and_be_one(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spread = {
+        "hosts": {"left": {"address": "127.0.0.2"}},
+        "models": [
+            {
+                "name": "m",
+                "path": "builtin:tiny-llama",
+                "device": "cpu",
+                "regular": [{"host": "left", "port": 1}],
+                "router": {"host": "left", "port": 2},
+            }
+        ],
+        "shell_router": {"host": "left", "port": 3, "trees": []},
+    }
+    path = str(cluster_file(tmp_path, **spread))
+    assert cli.main([command, path]) == 2
+    assert cli.main([command, path, "--host", "right"]) == 2
+    assert cli.main([command, str(cluster_file(tmp_path)), "--host", "left"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "graft: cluster c is on the hosts left: say with --host which of them this is",
+        "graft: cluster c has no host 'right'; its table `hosts` has left",
+        "graft: cluster c has no table `hosts`, so there is no host 'left' in it",
+    ]
+
+
+def test_a_part_is_named_by_its_cluster_where_it_is_the_only_one(capsys: pytest.CaptureFixture[str]) -> None:
+    running("c@left")
+    assert cli.main(["status", "c"]) == 0
+    assert capsys.readouterr().out.startswith("cluster c@left: ready at http://127.0.0.1:1; ")
+    running("c@right")
+    assert cli.main(["status", "c"]) == 2
+    assert "no cluster c; there are c@left, c@right" in capsys.readouterr().err
+    assert cli.main(["status", "c@right"]) == 0

@@ -6,9 +6,10 @@ import _thread
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
@@ -20,17 +21,24 @@ from launch.cluster import ROUTER_CONFIG, Cluster, ClusterError
 from launch.command import Command, Plan
 from launch.config import (
     ClusterConfig,
+    ConfigError,
     DecodeConfig,
+    HostConfig,
     ModelConfig,
     OpenAIConfig,
     PrefillConfig,
+    SglangRouterConfig,
     ShellRouterConfig,
 )
+from launch.gpu import allocation
+from launch.gpu.place import Placement
+from launch.gpu.sizes import size_of
 from launch.ports import PortChooser
 from shell_router.config import LimitsConfig
+from tests.launch.gpu.recorded import cards, model_config
 from tests.waiting import wait_until
 
-# Answers each path of a JSON object {path: [status, body]} on a port; anything else gets 404.
+# Answers each path of a JSON object {path: [status, body]} on an address; anything else gets 404.
 SERVER = """
 import http.server, json, sys
 answers = json.loads(sys.argv[2])
@@ -42,7 +50,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
     do_GET = do_POST = answer
 print("serving", flush=True)
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+address, _, port = sys.argv[1].partition(":")
+http.server.ThreadingHTTPServer((address, int(port)), Handler).serve_forever()
 """
 # A shell router that drains: told to end, it takes a while, and then finds the others still serving.
 DRAINING = (
@@ -110,19 +119,23 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clust
     monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(cluster_module, "POLL_S", 0.05)
     monkeypatch.setattr(cluster_module, "WATCH_S", 0.05)
+    real_plan = command.plan
 
     def make(
-        answers: dict[str, Answers] | None = None, scripts: dict[str, str] | None = None, **changes: Any
+        answers: dict[str, Answers] | None = None,
+        scripts: dict[str, str] | None = None,
+        host: str | None = None,
+        **changes: Any,
     ) -> Cluster:
         known = sound() | (answers or {})
 
         def fake(one: Command, url: str) -> Command:
             script = (scripts or {}).get(one.name, SERVER)
-            port = url.rpartition(":")[2]
-            return Command(name=one.name, argv=(sys.executable, "-c", script, port, json.dumps(known[one.name])))
+            address = urlsplit(url).netloc
+            return Command(name=one.name, argv=(sys.executable, "-c", script, address, json.dumps(known[one.name])))
 
-        def fake_plan(config: ClusterConfig, paths: dict[str, str], ports: PortChooser, file: Path) -> Plan:
-            plan = real_plan(config, paths, ports, file)
+        def fake_plan(config: ClusterConfig, paths: dict[str, str], ports: PortChooser, *more: Any) -> Plan:
+            plan = real_plan(config, paths, ports, *more)
             return Plan(
                 models=tuple(
                     command.ModelPlan(
@@ -133,31 +146,84 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clust
                                 model=worker.model,
                                 url=worker.url,
                                 bootstrap_port=worker.bootstrap_port,
+                                host=worker.host,
                                 command=fake(worker.command, worker.url),
                             )
                             for worker in model.workers
                         ),
-                        router=command.Service(model.router.url, fake(model.router.command, model.router.url)),
+                        router=command.Service(
+                            model.router.url, fake(model.router.command, model.router.url), model.router.host
+                        ),
                     )
                     for model in plan.models
                 ),
                 shell_router=command.Service(
-                    plan.shell_router.url, fake(plan.shell_router.command, plan.shell_router.url)
+                    plan.shell_router.url,
+                    fake(plan.shell_router.command, plan.shell_router.url),
+                    plan.shell_router.host,
                 ),
                 router_config=plan.router_config,
             )
 
-        real_plan = command.plan
         monkeypatch.setattr(command, "plan", fake_plan)
-        return Cluster(msgspec.structs.replace(CONFIG, **changes), tmp_path / "run", progress=False)
+        run_dir = tmp_path / ("run" if host is None else host)
+        return Cluster(msgspec.structs.replace(CONFIG, **changes), run_dir, host=host, progress=False)
 
     return make
+
+
+def spread() -> dict[str, Any]:
+    """The cluster on three machines, each an address of this one."""
+    draw = PortChooser(set())
+    return {
+        "hosts": {
+            "p": HostConfig(address="127.0.0.2"),
+            "d": HostConfig(address="127.0.0.3"),
+            "r": HostConfig(address="127.0.0.4"),
+        },
+        "models": (
+            msgspec.structs.replace(
+                CONFIG.models[0],
+                prefill=(PrefillConfig(host="p", port=draw(), bootstrap_port=draw()),),
+                decode=(DecodeConfig(host="d", port=draw()),),
+                router=SglangRouterConfig(host="r", port=draw()),
+            ),
+        ),
+        "shell_router": ShellRouterConfig(host="r", port=draw(), trees=()),
+    }
 
 
 def groups() -> frozenset[int]:
     """Process groups that the state file names."""
     found = state.read("fake")
     return frozenset(one.id.pid for one in found.processes) if found is not None else frozenset()
+
+
+def test_gpus_are_planned_and_shown_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Mapping[str, Placement]] = []
+
+    def stop(
+        _config: object, _paths: object, _ports: object, _file: object, placements: Mapping[str, Placement]
+    ) -> Plan:
+        seen.append(placements)
+        raise ClusterError("that is enough")
+
+    monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(command, "plan", stop)
+    monkeypatch.setattr(allocation, "checkpoint_size", lambda _path, dtype: size_of(model_config("Qwen3-4B"), dtype))
+    config = msgspec.structs.replace(CONFIG, models=(msgspec.structs.replace(CONFIG.models[0], device="cuda"),))
+    for table, message in (("2x80gb", "that is enough"), ("none", "needs a GPU; the NVIDIA driver shows none")):
+        monkeypatch.setattr(cluster_module, "read_cards", lambda table=table: cards(table))
+        with pytest.raises(ClusterError, match=message), Cluster(config, tmp_path / "run"):
+            pass
+        assert state.read("fake") is None
+    assert [one.cards for one in seen[0].values()] == [(0,), (1,)]
+    assert len(seen) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("GPU  worker")
+    assert shown[2].split()[1] == "m-prefill-0"
 
 
 def test_a_start_and_an_end(make: Callable[..., Cluster], tmp_path: Path) -> None:
@@ -287,3 +353,46 @@ def test_a_regular_worker_is_none_of_a_pair(make: Callable[..., Cluster], tmp_pa
     paired = {**serving, "/incremental_prefill/status": (200, status("decode"))}
     with pytest.raises(ClusterError, match="is a decode worker, not a regular worker"):
         make({"m-regular-0": paired}, models=models).__enter__()
+
+
+def processes(name: str) -> list[str]:
+    found = state.read(name)
+    return [] if found is None else [one.name for one in found.processes]
+
+
+def test_each_machine_starts_its_part_and_ends_it_alone(make: Callable[..., Cluster], tmp_path: Path) -> None:
+    where = spread()
+    with make(host="p", **where), make(host="d", **where) as decode, make(host="r", **where) as routers:
+        assert processes("fake@p") == ["m-prefill-0"]
+        assert processes("fake@d") == ["m-decode-0"]
+        assert processes("fake@r") == ["m-sglang-router", "shell-router"]
+        parts = {name: state.read(f"fake@{name}") for name in "pdr"}
+        assert [part.elsewhere for part in parts.values() if part is not None] == [True, True, False]
+        assert {part.url for part in parts.values() if part is not None} == {routers.url}
+        assert not (tmp_path / "p" / ROUTER_CONFIG).exists()
+        written = json.loads((tmp_path / "r" / ROUTER_CONFIG).read_bytes())
+        assert written["host"] == "127.0.0.4"
+        (pair,) = written["models"][0]["pairs"]
+        assert {urlsplit(url).hostname for url in pair.values()} == {"127.0.0.2", "127.0.0.3"}
+        # Workers of other machines are worked with, and started by nobody but these.
+        routers.flush_caches()
+        with pytest.raises(KeyError):
+            routers.restart("m-decode-0")
+        decode.stop()
+        assert state.read("fake@d") is None
+        routers.check()
+        assert processes("fake@p") == ["m-prefill-0"]
+
+
+def test_what_a_part_waits_for_is_said(make: Callable[..., Cluster]) -> None:
+    where = spread()
+    with make(host="p", **where), pytest.raises(ClusterError) as caught:
+        make(host="r", startup_timeout_s=1.0, **where).__enter__()
+    url = f"http://127.0.0.3:{where['models'][0].decode[0].port}"
+    assert str(caught.value).startswith(f"m-decode-0 on host d ({url}) did not come up within 1 s")
+    assert state.read_all() == ()
+
+
+def test_a_part_of_a_cluster_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="on the hosts p, d, r"):
+        Cluster(msgspec.structs.replace(CONFIG, **spread()), Path("unused"))

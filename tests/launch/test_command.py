@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
+
+import msgspec
 
 from launch.command import Command, Plan, plan
 from launch.config import (
     ClusterConfig,
     DecodeConfig,
+    HostConfig,
     ModelConfig,
     OpenAIConfig,
     PrefillConfig,
     SglangRouterConfig,
     ShellRouterConfig,
 )
+from launch.gpu.demand import EMBEDDING
+from launch.gpu.place import Placement
 from sglang_ext.settings import SessionSettings
 from shell_router.config import EmbeddingConfig, PairConfig
 
@@ -126,14 +132,61 @@ def test_gpu_workers() -> None:
     )
     prefill, decode = planned(model).workers
     assert prefill.command.argv[1:3] == ("-m", "sglang.launch_server")
-    assert prefill.command.env == {"CUDA_VISIBLE_DEVICES": "0"}
+    # CUDA numbers cards by their speed unless it is told to follow the bus.
+    assert prefill.command.env == {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert "--tp-size" not in prefill.command.argv
-    assert decode.command.env == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    assert decode.command.env == {"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert value(decode.command, "--tp-size") == "2"
     assert "--disaggregation-decode-enable-radix-cache" in decode.command.argv
     for flag in ("--attention-backend", "--sleep-on-idle", "--max-total-tokens", "--mem-fraction-static"):
         assert flag not in decode.command.argv
     assert "--disaggregation-decode-retraction-backup" not in decode.command.argv
+
+
+def test_a_placement_says_which_gpus_and_how_much_memory() -> None:
+    model = ModelConfig(
+        name="m",
+        path="p/q",
+        device="cuda",
+        mem_fraction_static=0.5,
+        prefill=(PrefillConfig(),),
+        decode=(DecodeConfig(),),
+    )
+    embedding = EmbeddingConfig(path="p/e", device="cuda")
+    config = ClusterConfig(name="c", models=(model,), shell_router=ShellRouterConfig(trees=(), embedding=embedding))
+    prefill = Placement(
+        path="$.models[0].prefill[0]", name="m-prefill-0", model="m", role="prefill", cards=(2, 3), shared=True,
+        weight_bytes=1, kv_bytes_per_token=1, kv_tokens=64, overhead_bytes=1, share=0.1, fraction=0.95,
+        max_total_tokens=64,
+    )  # fmt: skip
+    beside = dataclasses.replace(prefill, name=EMBEDDING, role="embedding", cards=(3,), fraction=None)
+    paths = {path: path for _, path in config.paths()}
+    ports = itertools.count(20001)
+    placements = {one.name: one for one in (prefill, beside)}
+    result = plan(config, paths, lambda: next(ports), Path("/run/r.json"), placements)
+    placed, other = result.workers
+    assert value(placed.command, "--tp-size") == "2"
+    assert value(placed.command, "--mem-fraction-static") == "0.95"
+    assert value(placed.command, "--max-total-tokens") == "64"
+    assert placed.command.env["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert placed.command.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    # One that is placed elsewhere, as on another host, has what its own configuration says.
+    assert value(other.command, "--mem-fraction-static") == "0.5"
+    assert "CUDA_VISIBLE_DEVICES" not in other.command.env
+    assert result.router_config.embedding == EmbeddingConfig(path="p/e", device="cuda:3")
+    assert result.shell_router.command.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def test_what_a_worker_says_of_memory_goes_before_what_its_model_says() -> None:
+    model = ModelConfig(
+        name="m",
+        path="p/q",
+        device="cpu",
+        mem_fraction_static=0.5,
+        regular=(DecodeConfig(mem_fraction_static=0.25), DecodeConfig()),
+    )
+    shares = [value(worker.command, "--mem-fraction-static") for worker in planned(model).workers]
+    assert shares == ["0.25", "0.5"]
 
 
 def test_regular_workers_know_nothing_of_disaggregation() -> None:
@@ -239,7 +292,7 @@ def test_the_shell_router_knows_every_model_and_pair() -> None:
     result = planned(
         cpu_model("m", 2, 1),
         cpu_model("n", path="o/n"),
-        shell_router=ShellRouterConfig(host="0.0.0.0", trees=("/t",)),
+        shell_router=ShellRouterConfig(listen="0.0.0.0", trees=("/t",)),
     )
     config = result.router_config
     assert [model.name for model in config.models] == ["m", "n"]
@@ -262,3 +315,28 @@ def test_names_of_processes_are_unique() -> None:
     commands += [model.router.command for model in result.models] + [result.shell_router.command]
     names = [command.name for command in commands]
     assert len(names) == len(set(names))
+
+
+def test_processes_of_several_machines_name_their_addresses() -> None:
+    model = msgspec.structs.replace(
+        cpu_model(),
+        prefill=(PrefillConfig(host="p", port=1, bootstrap_port=2),),
+        decode=(DecodeConfig(host="d", port=1),),
+        router=SglangRouterConfig(host="r", port=3),
+    )
+    shell_router = ShellRouterConfig(host="r", listen="0.0.0.0", port=4, trees=())
+    hosts = {name: HostConfig(address=f"192.0.2.{n}") for n, name in enumerate("pdr")}
+    config = ClusterConfig(name="c", hosts=hosts, models=(model,), shell_router=shell_router)
+    result = plan(config, {}, lambda: 5, Path("/run/r.json"))
+    prefill, decode = result.workers
+    assert [(worker.host, worker.url) for worker in (prefill, decode)] == [
+        ("p", "http://192.0.2.0:1"),
+        ("d", "http://192.0.2.1:1"),
+    ]
+    for worker, address in ((prefill, "192.0.2.0"), (decode, "192.0.2.1")):
+        assert value(worker.command, "--host") == address
+        assert worker.command.env["SGLANG_HOST_IP"] == address
+    (served,) = result.models
+    assert (served.router.host, served.router.url) == ("r", "http://192.0.2.2:3")
+    assert value(served.router.command, "--host") == "192.0.2.2"
+    assert (result.shell_router.url, result.router_config.host) == ("http://192.0.2.2:4", "0.0.0.0")

@@ -19,13 +19,19 @@ from launch import preflight
 from launch.config import (
     ClusterConfig,
     DecodeConfig,
+    HostConfig,
     ModelConfig,
     OpenAIConfig,
     PrefillConfig,
+    SglangRouterConfig,
     ShellRouterConfig,
 )
+from launch.gpu import allocation
+from launch.gpu.cards import CardsError, CardTable
+from launch.gpu.sizes import size_of
 from launch.preflight import PreflightError
-from shell_router.config import EmbeddingConfig
+from shell_router.config import ConfigError, EmbeddingConfig
+from tests.launch.gpu.recorded import cards, model_config
 
 CORE = min(os.sched_getaffinity(0))
 MODEL = ModelConfig(
@@ -79,17 +85,34 @@ def test_cores_that_are_not_there() -> None:
     )
 
 
-def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "0000:01:00.0").mkdir()
-    monkeypatch.setattr(preflight, "_GPUS", tmp_path)
+def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One card, and every model is as large as Qwen3-4B."""
+    monkeypatch.setattr(allocation, "read_cards", lambda: cards("1x141gb"))
+    monkeypatch.setattr(allocation, "checkpoint_size", lambda path, dtype: size_of(model_config("Qwen3-4B"), dtype))
+
+
+def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_machine(monkeypatch)
     monkeypatch.setenv("CC", "cc")
     cluster = with_model(device="cuda", prefill=(PrefillConfig(gpus=(0,)),), decode=(DecodeConfig(gpus=(1,)),))
-    assert problem(cluster) == "$.models[0].decode[0].gpus: there is no GPU 1; the NVIDIA driver shows 1"
+    assert problem(cluster) == "$.models[0].decode[0].gpus: there is no GPU 1; the NVIDIA driver shows 1: 0"
+    preflight.check(with_model(device="cuda", prefill=(PrefillConfig(),), decode=(DecodeConfig(),)))
 
 
-def test_a_gpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "0000:01:00.0").mkdir()
-    monkeypatch.setattr(preflight, "_GPUS", tmp_path)
+def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> CardTable:
+        raise CardsError("the NVIDIA driver does not answer: GPU is lost")
+
+    gpu_machine(monkeypatch)
+    monkeypatch.setattr(allocation, "read_cards", lost)
+    monkeypatch.setenv("CC", "cc")
+    preflight.check(config())
+    cluster = with_model(device="cuda", prefill=(PrefillConfig(),), decode=(DecodeConfig(),))
+    assert problem(cluster) == "the NVIDIA driver does not answer: GPU is lost"
+
+
+def test_a_gpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_machine(monkeypatch)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     cluster = with_model(device="cuda", prefill=(PrefillConfig(gpus=(0,)),), decode=(DecodeConfig(gpus=(0,)),))
@@ -185,3 +208,41 @@ def test_trees(tmp_path: Path) -> None:
 
     one, two = tree(tmp_path / "one.json", "m"), tree(tmp_path / "two.json", "m")
     assert problem(config(trees=(one, two))).startswith(f"$.shell_router.trees[1]: {two} and {one} both name")
+
+
+def spread(left: str, listening: int, path: str = "builtin:tiny-llama") -> ClusterConfig:
+    """One model on two machines; on the right one everything is wrong that can be."""
+    return ClusterConfig(
+        name="c",
+        hosts={"left": HostConfig(address=left), "right": HostConfig(address="192.0.2.9")},
+        models=(
+            msgspec.structs.replace(
+                MODEL,
+                path=path,
+                prefill=(PrefillConfig(host="left", cores=(CORE,), port=listening, bootstrap_port=1),),
+                decode=(DecodeConfig(host="right", cores=(4000,), port=2),),
+                router=SglangRouterConfig(host="right", port=3),
+            ),
+        ),
+        shell_router=ShellRouterConfig(host="right", port=4, trees=("/nowhere.json",), api_key_env="GRAFT_TEST_KEY"),
+    )
+
+
+def test_only_the_part_of_this_machine_is_looked_at(listening: int) -> None:
+    preflight.check(spread("127.0.0.2", listening), "left")
+    (found,) = preflight.find_problems(spread("127.0.0.1", listening), "left")
+    assert found.startswith(f"$.models[0].prefill[0].port: port {listening} is in use")
+    with pytest.raises(PreflightError, match="cluster c@right cannot start here") as caught:
+        preflight.check(spread("127.0.0.2", listening), "right")
+    for problem in (
+        "$.hosts.right.address: 192.0.2.9 is no address of this machine",
+        "$.models[0].decode[0].cores: there is no core 4000",
+        "$.shell_router.trees[0]: /nowhere.json: cannot be read",
+        "$.shell_router.api_key_env: the environment variable GRAFT_TEST_KEY",
+    ):
+        assert problem in str(caught.value)
+
+
+def test_without_its_name_no_part_is_looked_at(listening: int) -> None:
+    with pytest.raises(ConfigError, match="say with --host which of them this is"):
+        preflight.check(spread("127.0.0.2", listening))

@@ -9,10 +9,12 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.local_server import LocalServer
+
 Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
 
 
-class FakeOpenAI:
+class FakeOpenAI(LocalServer):
     """Answers `/v1/completions` as `script` says; use as `async with`."""
 
     def __init__(
@@ -25,19 +27,7 @@ class FakeOpenAI:
         self._served = served
         self._key = key
         self._refused = refused
-        app = web.Application()
-        app.add_routes([web.post("/v1/completions", self._complete), web.get("/v1/models", self._models)])
-        self._runner = web.AppRunner(app, handler_cancellation=True)
-        self.url = ""
-
-    async def __aenter__(self) -> FakeOpenAI:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
+        super().__init__([web.post("/v1/completions", self._complete), web.get("/v1/models", self._models)], base="/v1")
 
     async def _models(self, request: web.Request) -> web.Response:
         self._check_key(request)

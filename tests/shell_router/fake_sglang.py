@@ -11,11 +11,12 @@ import msgspec
 from aiohttp import web
 
 from sglang_ext import protocol
+from tests.local_server import LocalServer
 
 Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
 
 
-class FakeSglang:
+class FakeSglang(LocalServer):
     """Answers `/generate` as `script` says; use as `async with`."""
 
     def __init__(self, script: Script) -> None:
@@ -24,8 +25,7 @@ class FakeSglang:
         self.aborted: list[str] = []
         self.disconnected = asyncio.Event()
         self.ready = True
-        app = web.Application()
-        app.add_routes(
+        super().__init__(
             [
                 web.post("/generate", self._generate),
                 web.post("/abort_request", self._abort),
@@ -33,17 +33,6 @@ class FakeSglang:
                 web.get(protocol.STATUS_PATH, self._status),
             ]
         )
-        self._runner = web.AppRunner(app, handler_cancellation=True)
-        self.url = ""
-
-    async def __aenter__(self) -> FakeSglang:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -71,6 +71,7 @@ async def test_what_is_sent() -> None:
     assert body["return_logprob"] is True
     assert body["sampling_params"] == {
         "max_new_tokens": 8, "temperature": 0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
         "sampling_seed": 7, "stop": ["END"],
     }  # fmt: skip
 

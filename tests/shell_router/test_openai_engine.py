@@ -55,7 +55,7 @@ async def test_what_is_sent() -> None:
 
 
 async def test_what_a_server_does_not_have_is_not_asked_for() -> None:
-    sampling = Sampling(max_new_tokens=2, top_k=5, repetition_penalty=1.5)
+    sampling = Sampling(max_new_tokens=2, top_k=5, repetition_penalty=1.5, presence_penalty=0.5)
     async with (
         FakeOpenAI(complete) as server,
         engine_for(server.url, token_ids=False, logprobs=False) as engine,
@@ -64,7 +64,7 @@ async def test_what_a_server_does_not_have_is_not_asked_for() -> None:
             pass
         (body,) = server.requests
     assert body["model"] == "m"
-    assert (body["top_k"], body["repetition_penalty"]) == (5, 1.5)
+    assert (body["top_k"], body["repetition_penalty"], body["presence_penalty"]) == (5, 1.5, 0.5)
     assert not {"min_p", "seed", "stop", "return_token_ids", "logprobs"} & body.keys()
 
 
