@@ -121,11 +121,19 @@ def open_questions(config: QuestionsConfig) -> Iterator[QuestionSource]:
 
 def without_words(record: RunRecord) -> RunRecord:
     """`record` without the question, the prompts and the answers: its times, counts and decisions."""
+
+    def hidden(error: str | None) -> str | None:
+        # Messages of servers may repeat what they were sent.
+        return error and WITHHELD
+
     agents = tuple(
-        msgspec.structs.replace(agent, text=WITHHELD, output_ids=(), prompt_ids=(), replay=None)
+        msgspec.structs.replace(
+            agent, text=WITHHELD, output_ids=(), prompt_ids=(), replay=None, error=hidden(agent.error)
+        )
         for agent in record.agents
     )
-    return msgspec.structs.replace(record, question=WITHHELD, agents=agents)
+    checks = tuple(msgspec.structs.replace(check, error=hidden(check.error)) for check in record.checks)
+    return msgspec.structs.replace(record, question=WITHHELD, agents=agents, checks=checks, error=hidden(record.error))
 
 
 def load_questions(source: str) -> tuple[Question, ...]:

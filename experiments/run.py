@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import itertools
 import sys
@@ -71,6 +72,7 @@ class Experiment:
             self._target.url, run_timeout_s=self._config.run_timeout_s, api_key=self._api_key
         ) as client:
             await self._check_trees(client)
+            await self._warm_again(client)
             async with Progress(len(self._plan) - len(self._made)) as progress:
                 # All settings of one question stand next to each other in the plan.
                 for _, group in itertools.groupby(
@@ -88,6 +90,20 @@ class Experiment:
                     measured = [self._made[step.name] for step in steps if step.measured]
                     if missing and measured:
                         progress.say(format_question(measured) + "\n")
+
+    async def _warm_again(self, client: RouterClient) -> None:
+        """After a resume the cluster is a new one, and cold, though its warm-ups are among the results: repeat them.
+
+        No result comes of it, and what fails here fails in the runs that follow.
+        """
+        if len(self._made) == len(self._plan):
+            return
+        for step in self._plan:
+            if step.warmup and step.name in self._made:
+                with contextlib.suppress(ClientError):
+                    await client.ask_with(
+                        step.tree, self._options(step, {}), self._source.prompt(step.question), step.seed
+                    )
 
     async def _check_trees(self, client: RouterClient) -> None:
         try:
@@ -136,9 +152,10 @@ class Experiment:
         correct = await self._source.is_right(step.question, reply.text) if reply else None
         answer = reply.text if reply else None
         if step.question.confidential:
-            # Answers tell of what was asked.
+            # Answers tell of what was asked, and messages of servers may repeat either.
             answer = WITHHELD if reply else None
             record = without_words(record) if record is not None else None
+            problems = [WITHHELD] if problems else []
         return RunResult(
             order=len(self.results),
             step=step,

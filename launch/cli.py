@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # A launcher that is told to end must stop what it has started: unwind as for Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        # `nohup` has SIGHUP ignored, and that stays.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         if arguments[:1] == ["run"]:
             return _run(arguments[1:])

@@ -137,12 +137,16 @@ def plan(
         command=Command(
             name="shell-router",
             argv=(sys.executable, "-m", "shell_router", "--config", str(router_config_path)),
-            # The assessing process sees all cards and is told a number.
-            env={} if embedding_place is None else DEVICE_ORDER,
+            env={} if embedding_place is None else _seen_up_to(embedding_place.cards[0]),
         ),
         host=asked.host,
     )
     return Plan(models=models, shell_router=shell_router, router_config=router_config)
+
+
+def _seen_up_to(card: int) -> Mapping[str, str]:
+    """Variables of a process that is told a card's number: it must see all up to it, whatever the launcher sees."""
+    return {**DEVICE_ORDER, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(card + 1)))}
 
 
 def _routed(model: ModelConfig, path: str, planned: ModelPlan | None) -> RoutedModel:

@@ -41,15 +41,20 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def commands_of(config: ClusterConfig, host: str | None, run_dir: Path, placements: Mapping[str, Placement]) -> str:
-    """The command of each process of `config` on `host`, as lines for a shell. Ports that are left open are chosen, and
-    chosen anew at a start. Raises `PlanError`."""
+    """The command of each process of `config` on `host`, as lines for a shell, and the shell router's configuration as
+    comments. Ports that are left open are chosen, and chosen anew at a start. Raises `PlanError`."""
     try:
         paths = {path: checkpoint.target(path) for _, path in config.paths(host)}
     except checkpoint.CheckpointError as error:
         raise PlanError(str(error)) from error
     choose_port = PortChooser({port for _, _, port in config.fixed_ports()})
     planned = command.plan(config, paths, choose_port, run_dir / ROUTER_CONFIG, placements)
-    return dry_run.script(planned, host)
+    script = dry_run.script(planned, host)
+    if planned.shell_router.host != host:
+        return script
+    document = msgspec.json.format(msgspec.json.encode(planned.router_config), indent=2).decode()
+    lines = (f"## {line}" for line in document.splitlines())
+    return "\n".join((script, f"## {ROUTER_CONFIG}, which a start writes for the shell router:", *lines))
 
 
 def place_on(config: ClusterConfig, host: str | None, table: CardTable) -> Mapping[str, Placement]:

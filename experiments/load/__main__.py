@@ -81,7 +81,9 @@ def _main(arguments: argparse.Namespace) -> int:
             return _answer(_finish(folder, bench, interrupted=False))
         start = _start(config)
         if folder.begun.environment != describe_environment():
-            print("load: this machine or its software is not as it was when the test began", file=sys.stderr)
+            raise ConfigError(
+                f"{folder.path}: machine, software or commit are not as they were when the test began; begin a new one"
+            )
     else:
         config = make_config(arguments)
         start = _start(config)

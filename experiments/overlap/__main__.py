@@ -37,6 +37,7 @@ import msgspec
 from experiments.client import ClientError
 from experiments.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.environment import describe_environment
+from experiments.intervals import FEW
 from experiments.overlap import layer, show, stats, traffic, ttft
 from experiments.overlap.client import EngineClient, Facts, Pair
 from experiments.overlap.loads import Load, LoadParameters, TokenSource
@@ -261,6 +262,8 @@ def _main(arguments: argparse.Namespace, pair: Pair | None) -> int:
     environment = describe_environment()
     outcome = PARTS[arguments.part](setup)
     print("\n\n".join([*outcome.tables, *([show.format_goals(outcome.goals)] if outcome.goals else [])]))
+    if outcome.tables and arguments.repetitions < FEW:
+        print(f"\nOf fewer than {FEW} repetitions intervals are too narrow: take them for ranges.")
     print(f"\nsamples  {setup.samples_file}")
     document = {
         "part": arguments.part,
@@ -423,9 +426,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"prompts and head, uniform (default: 1 2048; of spliced {SHORT_INPUT} {SHORT_INPUT})",
     )
     layers.add_argument("--precursor-answer", type=_count, default=64, help="of second_layer and chain")
-    layers.add_argument(
-        "--sizes", type=_sizes, default=[1024, 4096, 16384], help="of spliced: all answers together (1024,4096,16384)"
-    )
+    layers.add_argument("--sizes", type=_sizes, default=[256, 1024], help="of spliced: all answers together (256,1024)")
     layers.add_argument("--answer", type=_count, default=16, help="of the successor")
     plain = parser.add_argument_group("traffic")
     plain.add_argument("--requests", type=int, default=50, help="plain requests in each half of a repetition")

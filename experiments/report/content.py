@@ -30,7 +30,7 @@ DEFINITIONS = {
     "differences": "in what folders differ of which settings are shown side by side",
 }
 _HIDDEN = "(question)"
-_CONFIDENTIAL = "(not shown: its question is confidential; see summary.json)"
+_CONFIDENTIAL = "(not shown: its question is confidential)"
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):

@@ -251,10 +251,11 @@ def _load(load: LoadCurve) -> Iterator[Block]:
         caption = f"{load.label}: latency and goodput against the offered rate"
         yield Picture(f"{load.label}-load", plots.to_svg(figure), caption)
     if load.knees:
-        knees = [["setting", "highest rate that held", "lowest that did not", "finished"]]
+        knees = [["setting", "highest rate that held", "lowest that did not", "why", "finished"]]
         for knee in load.knees:
             rates = [_NONE if rate is None else f"{rate:g}/s" for rate in (knee.held, knee.failed)]
-            knees.append([knee.setting, *rates, "yes" if knee.finished else "no"])
+            why = next((each.why for each in knee.verdicts if each.rate == knee.failed), None)
+            knees.append([knee.setting, *rates, why or _NONE, "yes" if knee.finished else "no"])
         yield Table(knees)
 
 

@@ -48,6 +48,8 @@ class Demand:
     """Size of its KV pool where the configuration fixes it."""
     fraction: float | None
     """Share of free memory for weights and KV where the configuration fixes it."""
+    fraction_field: str
+    """JSON path of what fixes that share, or would."""
     flags: tuple[str, ...]
     multimodal: bool
 
@@ -57,9 +59,14 @@ class Demand:
         return self.least_tokens if self.tokens is None else self.tokens
 
     @property
+    def gpus_field(self) -> str:
+        """JSON path of what pins it."""
+        return f"{self.path}.{'device' if self.role == 'embedding' else 'gpus'}"
+
+    @property
     def cards_field(self) -> str:
         """JSON path of what says which or how many cards it gets."""
-        return f"{self.path}.gpus" if self.pinned else f"{self.path}.tp_size" if self.tp_size > 1 else self.path
+        return self.gpus_field if self.pinned else f"{self.path}.tp_size" if self.tp_size > 1 else self.path
 
     def activation_bytes(self, total_bytes: int) -> int:
         """For activations and CUDA graphs on a card with `total_bytes` of memory."""
@@ -132,6 +139,7 @@ def _demand(path: str, model: ModelConfig, worker: DecodeConfig, role: GpuRole, 
         least_tokens=-(-model.context_length // model.page_size) * model.page_size,
         tokens=model.max_total_tokens,
         fraction=fraction,
+        fraction_field=f"{path.rpartition('.')[0] if worker.mem_fraction_static is None else path}.mem_fraction_static",
         flags=(*model.flags, *worker.flags),
         multimodal=size.multimodal,
     )
@@ -151,6 +159,7 @@ def _embedding(config: EmbeddingConfig, size: ModelSize) -> Demand:
         least_tokens=0,
         tokens=0,
         fraction=None,
+        fraction_field=EMBEDDING_PATH,
         flags=(),
         multimodal=False,
     )

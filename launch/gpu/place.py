@@ -18,7 +18,8 @@ worker have free memory within 10 % of each other, as SGLang demands.
 is compared with the best complete one by what it costs at least (crowding: the rest spread as evenly as can be; the
 other parts: what is there already). Of empty cards that are alike (same memory, same distance to every other card) only
 the first is tried, and workers that are alike are placed in the order of their cards. Within `_STEPS` steps the result
-is exact; beyond, it is the best found so far. The steps are counted, not timed, so that a plan is always the same.
+is exact; beyond, it is the best found so far. Workers for which `_HOPELESS` steps have found no placement are refused.
+Steps are counted, not timed, so that a plan is always the same.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from launch.gpu.reserve import CONTEXT_BYTES, MULTIMODAL_BYTES, GpuRole, comfort
 DEVICE_ORDER: Mapping[str, str] = MappingProxyType({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
 """CUDA numbers cards by their speed unless it is told to follow the bus, as NVML does."""
 _STEPS = 20_000
+_HOPELESS = 100_000
+"""Steps after which a search that has found nothing gives up."""
 _ENOUGH = 6
 """Doublings: room for 64 prompts at full length is all that is asked for."""
 _BALANCE = 0.9
@@ -147,10 +150,10 @@ def _too_large(demand: Demand, cards: Mapping[int, Card]) -> Iterator[str]:
     # Pinned: the card that is too small. Else the one with the most room: even that is.
     worst = min if demand.pinned else max
     card = worst((card for card in candidates if card not in fitting), key=lambda card: card.free_bytes)
-    where = f"{demand.path}.gpus" if demand.pinned else demand.path
+    where = demand.gpus_field if demand.pinned else demand.path
     least = demand.weight_bytes + demand.pool_tokens * demand.kv_bytes_per_token
     if demand.fraction is not None and demand.static_bytes(card.free_bytes) > least:
-        where = f"{demand.path}.mem_fraction_static"
+        where = demand.fraction_field
     some = f"{len(fitting)} of {len(cards)} GPUs have room for it; " if fitting and not demand.pinned else ""
     yield f"{where}: {some}{_asks(demand, card)}"
 
@@ -200,7 +203,7 @@ def _does_not_fit(search: _Search) -> str:
             room = {card.index: card.free_bytes - search.load[card.index] for card in search.table.cards}
             left = ", ".join(f"GPU {index} {free / _GB:.1f} GB" for index, free in room.items())
             card = max(search.table.cards, key=lambda card: room[card.index])
-            where = f"{demand.path}.gpus" if demand.pinned else demand.path
+            where = demand.gpus_field if demand.pinned else demand.path
             on = f"each of {demand.tp_size} GPUs" if demand.tp_size > 1 else "a GPU"
             return (
                 f"{where}: {demand.name} does not fit beside the others: it needs {_need(demand, card) / _GB:.1f} GB "
@@ -269,6 +272,8 @@ class _Search:
             children.append((self._bound(depth + 1, n, cards, cost), self._left(n, cards), cards))
             self.take(n, cards)
         for bound, _, cards in sorted(children):
+            if self._steps > _HOPELESS:
+                return
             if self._best is not None and (bound >= self._best[0] or self._steps > _STEPS):
                 return
             self.put(n, cards)

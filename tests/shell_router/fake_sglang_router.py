@@ -7,6 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.local_server import LocalServer
+
 
 def listed(url: str, kind: str, healthy: bool = True) -> dict[str, Any]:
     """A worker as sglang-router lists it."""
@@ -27,7 +29,7 @@ def listed(url: str, kind: str, healthy: bool = True) -> dict[str, Any]:
     }
 
 
-class FakeSglangRouter:
+class FakeSglangRouter(LocalServer):
     """Answers `/workers` with `workers` and `/readiness`; use as `async with`."""
 
     def __init__(self) -> None:
@@ -35,27 +37,15 @@ class FakeSglangRouter:
         self.body: bytes | None = None
         """Answered instead of the list."""
         self.status = 200
-        self.url = ""
         self._asked = asyncio.Condition()
         self._looks = 0
-        app = web.Application()
-        app.add_routes([web.get("/workers", self._list), web.get("/readiness", self._readiness)])
-        self._runner = web.AppRunner(app)
+        super().__init__([web.get("/workers", self._list), web.get("/readiness", self._readiness)])
 
     async def two_looks(self) -> None:
         """Return when the list has been asked for twice: what it said at the first has then been taken in."""
         async with self._asked:
             goal = self._looks + 2
             await asyncio.wait_for(self._asked.wait_for(lambda: self._looks >= goal), 10)
-
-    async def __aenter__(self) -> FakeSglangRouter:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
 
     async def _list(self, _request: web.Request) -> web.Response:
         async with self._asked:

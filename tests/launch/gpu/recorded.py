@@ -46,6 +46,7 @@ def demand(model: str, role: GpuRole, gigabytes: float, number: int = 0, **chang
         "least_tokens": 8192,
         "tokens": None,
         "fraction": None,
+        "fraction_field": f"$.{model}.{role}[{number}].mem_fraction_static",
         "flags": (),
         "multimodal": False,
     }

@@ -254,6 +254,18 @@ def test_workers_that_fit_alone_and_not_together() -> None:
     assert problem.startswith("$.a.decode[0].gpus: a-decode-0 does not fit beside the others")
 
 
+def test_a_search_without_an_end_is_given_up() -> None:
+    """Two of these fit on a card, three do not, and there are more than twice as many as cards: no two are alike."""
+    workers = [each for n in range(9) for each in pair(f"m{n}", 55 + n / 100)]
+    (problem,) = refused(workers, "8x141gb")
+    assert " does not fit beside the others: it needs " in problem
+
+
+def test_an_embedding_model_on_a_card_that_is_not_there() -> None:
+    (problem,) = refused([demand("e", "embedding", 1, pinned=(9,))], "2x80gb")
+    assert problem.startswith("$.e.embedding[0].device: there is no GPU 9")
+
+
 def random_case(seed: int) -> tuple[list[Demand], CardTable]:
     """Up to four cards and five workers."""
     draw = random.Random(seed)

@@ -68,7 +68,11 @@ def test_a_plan_as_json(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_commands_of_a_plan(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(CFGS / "homo_2gpu.json"), "--cards", table("2x80gb"), "--commands"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines, comments = [], []
+    for line in capsys.readouterr().out.splitlines():
+        (comments if line.startswith("## ") else lines).append(line)
+    router = json.loads("".join(line.removeprefix("## ") for line in comments[1:]))
+    assert router["models"][0]["name"] == "qwen3-vl-8b"
     assert lines[::2] == [
         "# qwen3-vl-8b-prefill-0", "# qwen3-vl-8b-decode-0", "# qwen3-vl-8b-sglang-router", "# shell-router",
     ]  # fmt: skip

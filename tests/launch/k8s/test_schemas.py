@@ -121,6 +121,8 @@ def test_what_kustomize_renders(name: str) -> None:
     }
     namespaces = {each["metadata"].get("namespace") for each in rendered if each["kind"] != "Namespace"}
     assert namespaces == {"graft"}
+    (binding,) = (each for each in rendered if each["kind"] == "RoleBinding")
+    assert [each["namespace"] for each in binding["subjects"]] == ["graft"]
     for workload in (each for each in rendered if each["kind"] in ("Deployment", "StatefulSet")):
         pod = workload["spec"]["template"]["spec"]
         assert ":" in pod["containers"][0]["image"], "the overlay says which image"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from launch.ports import PortChooser
 from sglang_ext.protocol import STATUS_PATH
 from shell_router.config import PairConfig
 from shell_router.errors import EngineError
@@ -39,8 +39,7 @@ class FakeWorkers:
 
     async def __aenter__(self) -> FakeWorkers:
         await self._runner.setup()
-        with socket.create_server((PREFILL, 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = PortChooser(set())()
         for address in (PREFILL, FIRST, SECOND):
             await web.TCPSite(self._runner, address, self.port).start()
         return self
@@ -80,9 +79,9 @@ def flags_of_the_manifest(port: int, metrics_port: int, worker_port: int) -> lis
 
 @asynccontextmanager
 async def sglang_router(kubernetes: FakeKubernetes, worker_port: int, log: Path) -> AsyncIterator[str]:
-    """The URL of a real one. What it listens on may have been taken meanwhile: then it ends, and the test with it."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        port, metrics_port = one.getsockname()[1], other.getsockname()[1]
+    """The URL of a real one."""
+    choose_port = PortChooser(set())
+    port, metrics_port = choose_port(), choose_port()
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
