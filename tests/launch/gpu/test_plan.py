@@ -68,7 +68,8 @@ def test_a_plan_as_json(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_commands_of_a_plan(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(CFGS / "homo_2gpu.json"), "--cards", table("2x80gb"), "--commands"]) == 0
-    lines, comments = [], []
+    lines: list[str] = []
+    comments: list[str] = []
     for line in capsys.readouterr().out.splitlines():
         (comments if line.startswith("## ") else lines).append(line)
     router = json.loads("".join(line.removeprefix("## ") for line in comments[1:]))
