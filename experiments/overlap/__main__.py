@@ -271,7 +271,7 @@ def _main(arguments: argparse.Namespace, pair: Pair | None) -> int:
         "goals": outcome.goals,
         "failed": outcome.failed,
         "parameters": outcome.parameters,
-        "cluster": None if pair else str(arguments.cluster),
+        "cluster": None if pair else arguments.cluster.name,
         "samples": str(setup.samples_file),
         "environment": environment,
     }
