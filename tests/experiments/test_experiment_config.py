@@ -229,8 +229,10 @@ def test_every_agent_answers_in_a_recording() -> None:
 
 
 def test_the_reproduction_page_names_files_that_are_there() -> None:
-    page = (CFGS.parents[1] / "docs" / "reproduce.md").read_text()
+    docs = CFGS.parents[1] / "docs"
+    page = (docs / "reproduce.md").read_text()
     named = set(re.findall(r"[\w./]+\.json\b", page))
     shipped = {path.name for kind in ("cluster", "experiments") for path in (CFGS.parent / kind).glob("*.json")}
-    assert {Path(name).name for name in named} - {"report.json"} <= shipped
+    results = {path.name for path in (docs / "results").rglob("*.json")}
+    assert {Path(name).name for name in named} <= shipped | results
     assert {path.name for path in CFGS.glob("*.json")} - {Path(name).name for name in named} == {"demo.json"}
