@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from shell_router.core.tree import Tree, TreeConfig, TreeError, build_tree
+from shell_router.errors import GraftError
 
 T = TypeVar("T")
 
@@ -20,8 +21,10 @@ PositiveFloat = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
-class ConfigError(ValueError):
+class ConfigError(GraftError):
     """A configuration file is wrong. The message names the file and the place in it."""
+
+    exit_code = 2
 
 
 class PairConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,8 @@
-"""The router's errors, as a tree.
+"""All errors of ours that end a command or a request, as a tree.
+
+GraftError                     ends a command with one line and `exit_code`; the launcher and the experiments add to it
+├── ConfigError                a configuration or a command line is wrong (in `shell_router.config`); exit code 2
+└── RouterError                what a client of the router is told:
 
 RouterError                    something a client is told, in OpenAI's error form
 ├── RequestError               the request cannot be served as it is (4xx; no retry helps)
@@ -19,10 +23,17 @@ RouterError                    something a client is told, in OpenAI's error for
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
-class RouterError(Exception):
+class GraftError(Exception):
+    """Base of what ends a command: the message says what is wrong and what to do, in words for a person."""
+
+    exit_code: ClassVar[int] = 1
+    """1 something failed while running, 2 the request or a configuration is wrong."""
+
+
+class RouterError(GraftError):
     """Base of all errors a client is told."""
 
     status = 500
