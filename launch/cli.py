@@ -225,17 +225,17 @@ def _schema(options: argparse.Namespace) -> int:
 
 def _run(arguments: list[str]) -> int:
     # By name: experiments build on launch, and an import here would close the circle.
-    run_main: Callable[[list[str]], int] = importlib.import_module("experiments.run").main
+    run_main: Callable[[list[str]], int] = importlib.import_module("experiments.settings.command").main
     return run_main(arguments)
 
 
 def _replay(arguments: list[str]) -> int:
-    replay_main: Callable[[list[str]], int] = importlib.import_module("experiments.replay.__main__").main
+    replay_main: Callable[[list[str]], int] = importlib.import_module("experiments.replay.command").main
     return replay_main(arguments)
 
 
 def _report(arguments: list[str]) -> int:
-    report_main: Callable[[list[str]], int] = importlib.import_module("experiments.report.__main__").main
+    report_main: Callable[[list[str]], int] = importlib.import_module("experiments.report.command").main
     return report_main(arguments)
 
 

@@ -23,7 +23,7 @@ def kinds() -> Mapping[str, type[msgspec.Struct]]:
         "tree": TreeConfig,
         "router": RouterConfig,
         # By name: experiments build on launch, and an import here would close the circle.
-        "experiment": pkgutil.resolve_name("experiments.config:ExperimentConfig"),
+        "experiment": pkgutil.resolve_name("experiments.settings.config:ExperimentConfig"),
     }
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from experiments.config import ExperimentConfig, QuestionsConfig, SettingConfig
 from experiments.gpu.sizes import Size
+from experiments.questions.config import QuestionsConfig
+from experiments.settings.config import ExperimentConfig, SettingConfig
 from launch.config import ClusterConfig
 from shell_router.core.early_exit import ExitOverride
 from shell_router.core.tree import TreeConfig

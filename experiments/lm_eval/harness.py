@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from experiments.questions import Question
+from experiments.questions.source import Question
 from launch.home import graft_home, locked
 
 VERSION = "0.4.13"

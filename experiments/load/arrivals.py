@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from experiments.load.config import LoadConfig, TraceLine
-from experiments.questions import load_questions
+from experiments.questions.source import load_questions
 
 SOURCE = "gsm8k_sample"
 

@@ -9,7 +9,14 @@ from typing import Any, Self
 import aiohttp
 import msgspec
 
-from experiments.client import CONNECT_TIMEOUT_S, ClientError, describe, open_session, raise_for_status, read_events
+from experiments.kernel.client import (
+    CONNECT_TIMEOUT_S,
+    ClientError,
+    describe,
+    open_session,
+    raise_for_status,
+    read_events,
+)
 from experiments.load.arrivals import Arrival
 from experiments.load.config import Setting
 from experiments.load.generator import Outcome, State

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from experiments.config import NonNegativeInt
 from experiments.overlap.client import Pair
-from shell_router.config import ConfigError, Name, NonNegativeFloat, PositiveFloat, PositiveInt
+from shell_router.config import ConfigError, Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from shell_router.options import RunOptions
 
 Share = Annotated[float, Meta(gt=0, le=1)]

@@ -16,11 +16,11 @@ from typing import Any, Protocol, Self
 import aiohttp
 import msgspec
 
-from experiments.aggregate import Spread, spread
-from experiments.client import CALL_TIMEOUT_S, ClientError, describe, raise_for_status
+from experiments.kernel.client import CALL_TIMEOUT_S, ClientError, describe, raise_for_status
 from experiments.load.config import FillParameters
 from experiments.overlap.client import OnTokens, Pair, stop
 from experiments.overlap.loads import TokenSource
+from experiments.settings.aggregate import Spread, spread
 
 LOOK_S = 2.0
 """Between two looks at the pools."""

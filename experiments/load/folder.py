@@ -7,7 +7,7 @@ from typing import Self
 
 import msgspec
 
-from experiments.environment import Environment
+from experiments.kernel.environment import Environment
 from experiments.load.block import Block, BlockKey
 from experiments.load.config import LoadConfig
 from shell_router.config import ConfigError, load_json

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.kernel.target import TargetError
 from experiments.overlap.client import Pair
-from experiments.target import TargetError
 from launch import state
 from launch.config import load_cluster
 from shell_router.config import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from experiments.environment import Environment
+from experiments.kernel.environment import Environment
 from experiments.load.block import problems
 from experiments.load.compare import Comparison, SettingNumbers, compare, summarize
 from experiments.load.config import LoadConfig

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.aggregate import Spread
 from experiments.load.compare import Comparison, Over, Ratio, SettingNumbers
 from experiments.load.fill import FillRecord
 from experiments.load.ramp import Knee
 from experiments.load.report import Report
-from experiments.table import align
+from experiments.settings.aggregate import Spread
+from experiments.settings.table import align
 
 _NONE = "-"
 _FAILED = "failed"

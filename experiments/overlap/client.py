@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from experiments.client import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, ClientError, describe, raise_for_status, read_events
+from experiments.kernel.client import (
+    CALL_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
+    ClientError,
+    describe,
+    raise_for_status,
+    read_events,
+)
 from sglang_ext import protocol
 
 A = TypeVar("A")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from experiments.client import ClientError
+from experiments.kernel.client import ClientError
 from experiments.overlap import show, stats
 from experiments.overlap.client import EngineClient, Facts, Generated, Snapshot, stop
 from experiments.overlap.loads import TokenSource

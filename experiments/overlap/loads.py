@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from experiments.client import ClientError
+from experiments.kernel.client import ClientError
 from experiments.overlap.client import EngineClient, stop
 
 Load = Literal["idle", "busy_decode", "pressure"]

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from experiments.client import ClientError
+from experiments.kernel.client import ClientError
 from experiments.overlap.client import EngineClient, Facts, Generated, OnTokens, Snapshot
 from sglang_ext import protocol
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from experiments.aggregate import Spread
 from experiments.overlap.stats import Against, Goal, Sample, Table
-from experiments.table import align
+from experiments.settings.aggregate import Spread
+from experiments.settings.table import align
 
 _NONE = "-"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from experiments.kernel.target import TargetError
 from experiments.overlap.client import Pair
-from experiments.target import TargetError
 from launch import preflight, state
 from launch.cluster import Cluster, ClusterError
 from launch.config import ClusterConfig, ConfigError, load_cluster

@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from experiments.aggregate import spread
-from experiments.client import ClientError
+from experiments.kernel.client import ClientError
 from experiments.load.block import percentile
 from experiments.overlap.client import EngineClient, Facts
 from experiments.overlap.loads import TokenSource
 from experiments.overlap.prompts import Prompt, make_prompt
 from experiments.overlap.stats import Goal, goal
+from experiments.settings.aggregate import spread
 
 BOUND = 1.2
 

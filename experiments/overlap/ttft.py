@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from experiments.client import ClientError
+from experiments.kernel.client import ClientError
 from experiments.overlap import show, stats
 from experiments.overlap.client import EngineClient, Facts, Snapshot
 from experiments.overlap.loads import BusyDecode, Load, LoadParameters, TokenSource, busy, press

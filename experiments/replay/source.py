@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments.client import CALL_TIMEOUT_S, RouterClient
+from experiments.kernel.client import CALL_TIMEOUT_S, RouterClient
 from shell_router.core.events import Event
 from shell_router.record import RunRecord
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.aggregate import Comparison, SettingAggregate, Spread, spread
-from experiments.config import ExperimentConfig
-from experiments.environment import Environment
-from experiments.intervals import Estimate
+from experiments.kernel.environment import Environment
+from experiments.kernel.statistics import Estimate
 from experiments.load.compare import Comparison as LoadComparison
 from experiments.load.compare import SettingNumbers
 from experiments.load.config import FillParameters
 from experiments.load.ramp import Knee
-from experiments.questions import Origin
+from experiments.questions.source import Origin
 from experiments.report.numbers import Checks, Waterfall, checks, good_runs, mean_latency, waterfall
 from experiments.report.source import LoadSource, RunSource
-from experiments.summary import Failure, Session, Summary
+from experiments.settings.aggregate import Comparison, SettingAggregate, Spread, spread
+from experiments.settings.config import ExperimentConfig
+from experiments.settings.summary import Failure, Session, Summary
 
 DEFINITIONS = {
     "settings, comparisons": "as in the folder's summary.json, see `definitions` there",

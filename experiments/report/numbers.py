@@ -11,10 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from experiments.aggregate import Spread, spread
-from experiments.config import ExperimentConfig
-from experiments.intervals import Estimate, bootstrap_mean
-from experiments.result import RunResult
+from experiments.kernel.statistics import Estimate, bootstrap_mean
+from experiments.settings.aggregate import Spread, spread
+from experiments.settings.config import ExperimentConfig
+from experiments.settings.result import RunResult
 from shell_router.record import AgentRecord, CheckRecord, RunRecord
 
 Outcome = Literal["exit", "nobody left", "goes on", "failed", "unanswered"]

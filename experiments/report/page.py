@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Sequence
 
-from experiments.aggregate import Comparison, Paired, SettingAggregate, Spread
-from experiments.environment import Environment
-from experiments.intervals import FEW, Estimate
+from experiments.kernel.environment import Environment
+from experiments.kernel.statistics import FEW, Estimate
 from experiments.load.compare import Over, Ratio, SettingNumbers
 from experiments.report import plots
 from experiments.report.content import LoadCurve, ReportDocument, RunReport
 from experiments.report.document import Block, Heading, Paragraph, Picture, Table
 from experiments.report.numbers import OUTCOMES, timeline_runs
 from experiments.report.source import RunSource
+from experiments.settings.aggregate import Comparison, Paired, SettingAggregate, Spread
 
 _NONE = "-"
 _LOAD_RATIOS = (

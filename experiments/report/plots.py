@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 from experiments.load.compare import Over
 from experiments.report.content import LoadCurve, RunReport
 from experiments.report.numbers import OUTCOMES, Checks, Outcome, Waterfall
-from experiments.result import RunResult
-from experiments.timeline import draw_timeline
+from experiments.settings.result import RunResult
+from experiments.settings.timeline import draw_timeline
 
 _COLORS = ("#3B6FB6", "#E4572E", "#2A9D8F", "#8E5EA2", "#C9A227", "#5C6B73", "#B5446E", "#4C956C")
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from experiments.load.report import Report as LoadReport
-from experiments.summary import Summary
+from experiments.settings.summary import Summary
 
 T = TypeVar("T")
 SUMMARY = "summary.json"

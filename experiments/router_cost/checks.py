@@ -10,7 +10,7 @@ from statistics import median
 
 import msgspec
 
-from experiments.aggregate import Spread, percentile, spread
+from experiments.settings.aggregate import Spread, percentile, spread
 from shell_router.record import CheckRecord, RunRecord
 
 

@@ -14,12 +14,19 @@ from typing import Self
 import aiohttp
 import msgspec
 
-from experiments.client import CONNECT_TIMEOUT_S, ClientError, RouterClient, describe, raise_for_status, read_events
-from experiments.paced_engine import PacedEngine
-from experiments.questions import load_questions
+from experiments.kernel.client import (
+    CONNECT_TIMEOUT_S,
+    ClientError,
+    RouterClient,
+    describe,
+    raise_for_status,
+    read_events,
+)
+from experiments.kernel.target import Target, cluster_target
+from experiments.questions.source import load_questions
 from experiments.router_cost.checks import ExitCost, MeasuredRun, summarize
+from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.process import TREE, RouterProcess, cluster_router, router_process
-from experiments.target import Target, cluster_target
 from launch.config import load_cluster
 from shell_router.config import ConfigError
 

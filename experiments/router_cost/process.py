@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import psutil
 
-from experiments.target import TargetError
+from experiments.kernel.target import TargetError
 from launch import checkpoint, ports, state
 from launch.command import Command
 from launch.process import ChildProcess, stop

@@ -11,10 +11,10 @@ import time
 import aiohttp
 import msgspec
 
-from experiments.aggregate import percentile
-from experiments.client import RouterClient
-from experiments.paced_engine import PacedEngine
+from experiments.kernel.client import RouterClient
+from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.process import CHAIN, TREE, RouterProcess, router_process
+from experiments.settings.aggregate import percentile
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):

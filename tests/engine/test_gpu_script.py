@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.gpu import __main__ as gpu
+from experiments.gpu import command as gpu
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

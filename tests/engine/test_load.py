@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from experiments.load.__main__ import main
+from experiments.load.command import main
 from experiments.load.fill import look_at_pools
 from experiments.overlap.client import Pair
 from launch.cluster import Cluster

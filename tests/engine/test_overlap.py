@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments.overlap import __main__ as overlap
+from experiments.overlap import command as overlap
 from experiments.overlap.prompts import MODES
 from launch.cluster import Cluster
 

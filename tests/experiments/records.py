@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.plan import Step
-from experiments.questions import Question
-from experiments.result import RunResult
+from experiments.questions.source import Question
+from experiments.settings.plan import Step
+from experiments.settings.result import RunResult
 from shell_router.record import AgentRecord, ChunkRecord, Mode, RunRecord, Usage
 
 PREFILL_S = 2.0

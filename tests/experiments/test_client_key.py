@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from experiments.client import ClientError, RouterClient
-from experiments.command import EXIT_FAILED, EXIT_USAGE
-from experiments.run import main
+from experiments.kernel.client import ClientError, RouterClient
+from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
+from experiments.settings.command import main
 from shell_router.app import build_app
 from shell_router.auth import Guard
 from shell_router.client_key import KEY_VARIABLE

@@ -317,7 +317,7 @@ def test_run_is_handed_over_unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(argv)
         return 7
 
-    monkeypatch.setitem(sys.modules, "experiments.run", SimpleNamespace(main=run_main))
+    monkeypatch.setitem(sys.modules, "experiments.settings.command", SimpleNamespace(main=run_main))
     assert cli.main(["run", "cfg.json", "--whatever", "--help"]) == 7
     assert seen == [["cfg.json", "--whatever", "--help"]]
 

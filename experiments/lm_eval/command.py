@@ -1,0 +1,170 @@
+"""`python -m experiments.lm_eval --url URL --tree TREE`: what lm-evaluation-harness makes of a tree's answers.
+
+The stock harness asks a few of our questions through OpenAI's API and scores them; our scorer judges the same answers.
+Tables go to stdout, whose last line is one JSON document.
+
+Exit codes: 0 both agree on every item, 1 they do not or the harness failed, 2 wrong command line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from experiments.lm_eval.harness import Api, HarnessError, Sample, evaluate, install, write_task
+from experiments.questions.source import Question, extract_number, is_correct, load_questions
+from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.config import ConfigError
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """One question, judged twice."""
+
+    id: str
+    expected: str
+    answer: str
+    harness_number: str
+    harness_right: bool
+    our_number: float | None
+    our_right: bool
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint."""
+
+    api: Api
+    count: int
+    answered: int
+    harness_right: int
+    our_right: int
+    agree: bool
+    """On every item."""
+    items: tuple[Item, ...]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The last line of stdout."""
+
+    ok: bool
+    tree: str
+    questions: str
+    """Which, of which source: a sample is not the benchmark."""
+    comparisons: tuple[Comparison, ...]
+
+
+def compare(api: Api, questions: Sequence[Question], samples: Sequence[Sample]) -> Comparison:
+    """Judge the answers that the harness got. Raises `HarnessError` when it has not judged all questions."""
+    judged = {sample.id: sample for sample in samples}
+    if missing := [question.id for question in questions if question.id not in judged]:
+        raise HarnessError(f"the harness did not judge {', '.join(missing)}")
+    items = tuple(_item(question, judged[question.id]) for question in questions)
+    return Comparison(
+        api=api,
+        count=len(items),
+        answered=sum(1 for item in items if item.answer),
+        harness_right=sum(item.harness_right for item in items),
+        our_right=sum(item.our_right for item in items),
+        agree=all(item.harness_right is item.our_right for item in items),
+        items=items,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare as the command line says; answers the exit code."""
+    arguments = _parser().parse_args(argv)
+    questions = load_questions(arguments.source)[arguments.start : arguments.start + arguments.count]
+    try:
+        if not questions:
+            raise ConfigError(f"{arguments.source} holds no question {arguments.start}")
+        graft: dict[str, Any] = _graft(arguments.graft)
+        key = client_key()
+        python = install()
+        comparisons: list[Comparison] = []
+        with tempfile.TemporaryDirectory(prefix="graft-lm-eval-") as name:
+            folder = Path(name)
+            write_task(folder, questions, graft)
+            for api in arguments.api or get_args(Api):
+                samples = evaluate(
+                    python, folder, arguments.url, arguments.tree, api,
+                    max_tokens=arguments.max_tokens, timeout_s=arguments.timeout, api_key=key,
+                )  # fmt: skip
+                comparisons.append(compare(api, questions, samples))
+                print(_format(comparisons[-1]) + "\n", flush=True)
+    except ConfigError as error:
+        print(f"lm_eval: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except HarnessError as error:
+        print(f"lm_eval: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("lm_eval: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    report = Report(
+        ok=all(each.agree and each.answered == each.count for each in comparisons),
+        tree=arguments.tree,
+        questions=f"{len(questions)} of {arguments.source} from {arguments.start} on",
+        comparisons=tuple(comparisons),
+    )
+    print(msgspec.json.encode(report).decode(), flush=True)
+    return 0 if report.ok else EXIT_FAILED
+
+
+def _item(question: Question, sample: Sample) -> Item:
+    return Item(
+        id=question.id,
+        expected=question.answer,
+        answer=sample.answer,
+        harness_number=sample.number,
+        harness_right=sample.right,
+        our_number=extract_number(sample.answer),
+        our_right=is_correct(question, sample.answer),
+    )
+
+
+def _format(comparison: Comparison) -> str:
+    lines = [
+        f"{comparison.api}: {comparison.answered} of {comparison.count} answered, right by the harness "
+        f"{comparison.harness_right}, by us {comparison.our_right}"
+    ]
+    for item in comparison.items:
+        verdict = "agree" if item.harness_right is item.our_right else "DISAGREE"
+        lines.append(
+            f"  {item.id}  expected {item.expected}  harness {item.harness_number}  we {item.our_number}  {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _graft(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--graft {text}: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.lm_eval",
+        description="Let lm-evaluation-harness ask a tree, and compare its score with ours.",
+        epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
+    )
+    parser.add_argument("--url", required=True, help="of the shell router")
+    parser.add_argument("--tree", required=True)
+    parser.add_argument("--api", action="append", choices=get_args(Api), help="endpoint; default: both")
+    parser.add_argument("--source", default="gsm8k_sample", choices=["gsm8k_sample"])
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--max-tokens", type=int, default=256, help="most tokens of the root's answer (256)")
+    parser.add_argument("--graft", default="{}", metavar="JSON", help="our own options, sent with each request")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds that one pass of the harness may take")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

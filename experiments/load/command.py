@@ -1,0 +1,280 @@
+"""`python -m experiments.load`: an open-loop load test of a running router or of a cluster started for it.
+
+Runs arrive by a plan that is made before: a Poisson process (`--rate`), the lines of a file (`--trace`), or rising
+rates until a setting no longer holds (`--ramp`). Each is sent at its time whatever became of the others, and its times
+count from then: a server that stalls cannot slow down those who would have measured it. Settings (`--setting`) take
+turns block by block, in a drawn order, with the same arrivals, questions and seeds.
+
+What the numbers mean is in the result's `definitions` and in docs/load.md. Progress goes to stderr, tables to stdout,
+whose last line is one JSON document. Each block is kept in `runs/<name>/blocks.jsonl` as it ends; `--resume` goes on.
+
+Exit codes: 0 measured, all blocks valid (runs that fail are numbers), 1 the cluster failed or a block is invalid,
+2 wrong cfg or command line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import datetime
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from experiments.kernel.client import ClientError, RouterClient
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
+from experiments.kernel.environment import describe_environment
+from experiments.kernel.target import Start, Target, TargetError, check_trees, cluster_target, running_target
+from experiments.load.bench import Bench, read_bench
+from experiments.load.client import LoadClient
+from experiments.load.config import (
+    FillParameters,
+    LoadConfig,
+    load_trace,
+    parse_ramp,
+    parse_setting,
+    trace_duration,
+)
+from experiments.load.fill import Fill, look_at_pools
+from experiments.load.folder import Begun, Folder
+from experiments.load.pair import check_one_pair, cluster_pair
+from experiments.load.report import Report, make_report
+from experiments.load.show import format_report
+from experiments.overlap.client import EngineClient, Pair
+from experiments.overlap.loads import TokenSource
+from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.config import ConfigError
+
+DURATION_S = 60.0
+SETTINGS = ('blocking={"mode":"blocking"}', 'spliced={"mode":"spliced"}')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a load test as the command line says; answers the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with terminate_like_interrupt():
+            return _main(arguments)
+    except ConfigError as error:
+        print(f"load: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (TargetError, ClientError) as error:
+        print(f"load: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("load: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    key = client_key()
+    if arguments.resume is not None:
+        folder = Folder.resume(arguments.resume)
+        config = folder.begun.config
+        bench = asyncio.run(read_bench(config, folder))
+        if bench is not None:
+            # Nothing is missing but, perhaps, its report.
+            return _answer(_finish(folder, bench, interrupted=False))
+        start = _start(config)
+        if folder.begun.environment != describe_environment():
+            raise ConfigError(
+                f"{folder.path}: machine, software or commit are not as they were when the test began; begin a new one"
+            )
+    else:
+        config = make_config(arguments)
+        start = _start(config)
+        now = datetime.datetime.now(datetime.UTC)
+        path = arguments.runs_dir / (arguments.name or f"load-{config.tree}-{now:%Y%m%dT%H%M%SZ}")
+        folder = Folder.create(path, Begun(config=config, environment=describe_environment()))
+    logs = folder.path / f"cluster-{len(folder.blocks)}"
+    with start(logs) as target:
+        report = _run(config, target, folder, key)
+    return _answer(report)
+
+
+def _answer(report: Report) -> int:
+    """The last line, when the cluster has said all it has to say, and the exit code."""
+    print(msgspec.json.encode(report).decode(), flush=True)
+    if report.interrupted:
+        return EXIT_INTERRUPTED
+    return 0 if report.ok else EXIT_FAILED
+
+
+def _run(config: LoadConfig, target: Target, folder: Folder, key: str | None) -> Report:
+    if target.flush is None:
+        print(
+            "load: the workers' caches are not flushed between blocks, so a setting may profit from what another left; "
+            "name the workers with --worker-url",
+            file=sys.stderr,
+        )
+    benches: list[Bench] = []
+    interrupted = False
+    try:
+        asyncio.run(_measure(config, target, folder, key, benches))
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"load: interrupted; go on with --resume {folder.path}", file=sys.stderr)
+    return _finish(folder, benches[0] if benches else None, interrupted=interrupted)
+
+
+def _finish(folder: Folder, bench: Bench | None, *, interrupted: bool) -> Report:
+    """Write the report and show its tables. An interrupt after the last block has cost nothing."""
+    knees = bench.knees if bench is not None else ()
+    report = make_report(folder, knees, interrupted=interrupted and not (bench is not None and bench.finished))
+    folder.report_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    print(f"{format_report(report)}\n\nreport  {folder.report_file}\nblocks  {folder.blocks_file}\n", flush=True)
+    return report
+
+
+async def _measure(config: LoadConfig, target: Target, folder: Folder, key: str | None, benches: list[Bench]) -> None:
+    """`benches` gets the bench as soon as there is one, so that an interrupt does not take it along."""
+    async with contextlib.AsyncExitStack() as stack:
+        router = await stack.enter_async_context(
+            RouterClient(target.url, run_timeout_s=config.run_timeout_s, api_key=key)
+        )
+        try:
+            check_trees(config.trees, await router.trees())
+        except ClientError as error:
+            raise TargetError(f"the shell router does not answer: {error}") from error
+        client = await stack.enter_async_context(
+            LoadClient(target.url, run_timeout_s=config.run_timeout_s, api_key=key)
+        )
+        fill = None
+        if config.fill is not None:
+            pair = config.pair or cluster_pair(Path(config.cluster or ""))
+            engine = await stack.enter_async_context(EngineClient(pair, timeout_s=config.run_timeout_s))
+            http = await stack.enter_async_context(aiohttp.ClientSession())
+            tokens = TokenSource(config.seed, *config.fill.token_range)
+
+            @contextlib.asynccontextmanager
+            async def fill(parameters: FillParameters = config.fill) -> AsyncIterator[Fill]:
+                async with Fill(engine, lambda: look_at_pools(http, pair), tokens, parameters) as filling:
+                    yield filling
+
+        bench = Bench(config, client, folder, flush=target.flush, fill=fill)
+        benches.append(bench)
+        await bench.run()
+
+
+def make_config(arguments: argparse.Namespace) -> LoadConfig:
+    """What the command line asks for. Raises `ConfigError`."""
+    settings = tuple(map(parse_setting, arguments.setting or SETTINGS))
+    trace = load_trace(arguments.trace) if arguments.trace else ()
+    duration = arguments.duration
+    if duration is None:
+        duration = trace_duration(trace, arguments.warmup) if trace else DURATION_S
+    ramp = None
+    if arguments.ramp:
+        ramp = parse_ramp(
+            arguments.ramp, refine=arguments.refine, goodput=arguments.hold_goodput, growth=arguments.hold_p99
+        )
+    engines = (arguments.engine_url, arguments.prefill_url, arguments.decode_url)
+    if any(engines) and not (all(engines) and arguments.url):
+        raise ConfigError("--engine-url, --prefill-url and --decode-url go together, and with --url")
+    if arguments.fill is not None and arguments.url and not all(engines):
+        raise ConfigError("--fill with --url needs --engine-url, --prefill-url and --decode-url")
+    if arguments.worker_url and not arguments.url:
+        raise ConfigError("--worker-url goes with --url")
+    document = {
+        "cluster": str(arguments.cluster.resolve()) if arguments.cluster else None,
+        "url": arguments.url,
+        "worker_urls": arguments.worker_url,
+        "pair": Pair(router=engines[0], prefill=engines[1], decode=engines[2]) if all(engines) else None,
+        "tree": arguments.tree,
+        "settings": settings,
+        "rate": arguments.rate,
+        "trace": trace,
+        "ramp": ramp,
+        "blocks": arguments.blocks if arguments.blocks is not None else 1 if ramp else 3,
+        "duration_s": duration,
+        "warmup_s": arguments.warmup,
+        "deadline_s": arguments.deadline,
+        "run_timeout_s": arguments.run_timeout,
+        "max_outstanding": arguments.max_outstanding,
+        "max_lateness_s": arguments.max_lateness,
+        "fill": _fill_parameters(arguments),
+        "seed": arguments.seed,
+    }
+    try:
+        # Through plain objects: only then are all bounds checked.
+        return msgspec.convert(msgspec.to_builtins(document), LoadConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _fill_parameters(arguments: argparse.Namespace) -> dict[str, object] | None:
+    if arguments.fill is None:
+        return None
+    return {
+        "share": arguments.fill,
+        "prompt": arguments.fill_prompt,
+        "answer": arguments.fill_answer,
+        "token_range": arguments.token_range,
+    }
+
+
+def _start(config: LoadConfig) -> Start:
+    """Check the target; it is not started yet. Raises `ConfigError`."""
+    if config.url is not None:
+        return running_target(config.url, config.worker_urls)
+    assert config.cluster is not None
+    if config.fill is not None:
+        check_one_pair(Path(config.cluster))
+    return cluster_target(Path(config.cluster), config.trees)
+
+
+def _parser() -> argparse.ArgumentParser:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.load",
+        description=__doc__.splitlines()[0],
+        epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--cluster", type=Path, help="cluster JSON to start")
+    where.add_argument("--url", help="base URL of a running shell router")
+    where.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a test, as it was begun")
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--rate", type=float, help="runs per second, Poisson")
+    when.add_argument("--trace", type=Path, help='file of JSON lines {"at": seconds, "tree": ..., "question": ...}')
+    when.add_argument("--ramp", metavar="FROM:TO:STEP", help="runs per second; finds the knee of each setting")
+    what = parser.add_argument_group("what")
+    what.add_argument("--tree", default="tree_3_1")
+    what.add_argument(
+        "--setting", action="append", metavar="NAME=JSON", help=f"the request's `graft`; default: {' '.join(SETTINGS)}"
+    )
+    what.add_argument("--blocks", type=int, help="of each setting (default 3; in a ramp 1, at each rate)")
+    what.add_argument("--duration", type=float, help="measured seconds of a block (default 60; of a trace: all)")
+    what.add_argument("--warmup", type=float, default=10.0, help="seconds before these, in no number (default: 10)")
+    what.add_argument("--deadline", type=float, default=30.0, help="for goodput, seconds (default: 30)")
+    what.add_argument("--seed", type=int, default=0)
+    bounds = parser.add_argument_group("bounds")
+    bounds.add_argument("--run-timeout", type=float, default=600.0, help="longest a run may take, seconds")
+    bounds.add_argument("--max-outstanding", type=int, default=512, help="runs at a time; beyond it none is sent")
+    bounds.add_argument("--max-lateness", type=float, default=0.05, help="of the generator, p99, seconds")
+    ramp = parser.add_argument_group("ramp")
+    ramp.add_argument("--hold-goodput", type=float, default=0.9, help="smallest share (default: 0.9)")
+    ramp.add_argument("--hold-p99", type=float, default=5.0, help="largest p99, times that at FROM (default: 5)")
+    ramp.add_argument("--refine", type=int, default=3, help="bisections at the end (default: 3)")
+    fill = parser.add_argument_group("memory pressure")
+    fill.add_argument("--fill", type=float, metavar="SHARE", help="of the KV pool that foreign requests occupy")
+    fill.add_argument("--fill-prompt", type=int, default=2048, help="tokens of each")
+    fill.add_argument("--fill-answer", type=int, default=256)
+    fill.add_argument("--token-range", type=int, nargs=2, default=(1000, 40000), help="of their random token ids")
+    running = parser.add_argument_group("with --url")
+    running.add_argument("--worker-url", action="append", default=[], help="worker to flush before each block; repeat")
+    running.add_argument("--engine-url", help="for --fill: the sglang-router")
+    running.add_argument("--prefill-url", help="for --fill: the prefill worker behind it")
+    running.add_argument("--decode-url", help="for --fill: the decode worker behind it")
+    out = parser.add_argument_group("results")
+    out.add_argument("--name", help="name of the folder (default: the tree and the UTC time)")
+    out.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,440 @@
+"""`python -m experiments.overlap`: blocking, resend and incremental prefill against each other, on one pair of workers.
+
+Parts (`--part`):
+
+    ttft          the first token after the commit under the loads idle, busy_decode and pressure (see `ttft.py`)
+    scaling       the same, idle, for a short and a long prompt
+    second_layer  several precursors with random prompts and the successor that reads them (see `layer.py`)
+    spliced       the same for each of several lengths of what is spliced (`--sizes`); prompts and head are short
+    chain         two agents, the second reads the first
+    traffic       first tokens of plain requests beside a pool full of sessions (see `traffic.py`)
+
+`--concurrency N` of second_layer, spliced and chain runs N layers at once. `DEFINITIONS` says what each number is and
+which are derived; they are in the result too.
+
+Modes are taken in a drawn order within each repetition, each with tokens of its own. Repetitions below 0 are warm-ups
+and in no number. Ratios are of one repetition, their mean is the geometric one. Tables go to stdout, whose last line is
+one JSON document. Samples go to `runs/<name>/samples.jsonl` as they end. `--out FILE` gets that document with all
+repetitions' values, for people and for later comparisons.
+
+Exit codes: 0 no sample failed (goals may be missed), 1 a sample or the cluster failed, 2 wrong cfg or command line,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from experiments.kernel.client import ClientError
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
+from experiments.kernel.environment import describe_environment
+from experiments.kernel.statistics import FEW
+from experiments.kernel.target import TargetError
+from experiments.overlap import layer, show, stats, traffic, ttft
+from experiments.overlap.client import EngineClient, Facts, Pair
+from experiments.overlap.loads import Load, LoadParameters, TokenSource
+from experiments.overlap.progress import Progress
+from experiments.overlap.prompts import MODES
+from experiments.overlap.stats import Goal, Sample
+from experiments.overlap.target import StartPair, cluster_pair, running_pair
+from shell_router.config import ConfigError
+
+CLUSTER = Path(__file__).resolve().parents[2] / "cfgs" / "cluster" / "cpu_smollm2.json"
+LOADS: tuple[Load, ...] = ("idle", "busy_decode", "pressure")
+LAYER_PARTS = ("second_layer", "spliced", "chain")
+SHORT_INPUT = 64
+"""Length of prompts and head where only what is spliced shall be long, tokens."""
+DEFINITIONS = {
+    "clock": "the client's own; the first token is the first event with output ids",
+    "ttft_s": "ttft, scaling: from the commit to the successor's first token. second_layer, spliced, chain: from the "
+    "end of the last precursor to the successor's first token, which is the exposed prefill",
+    "run_ttft_s": "from the precursors' requests to the successor's first token",
+    "layer_s": "second-layer latency: from the end of the last precursor to the end of the successor's answer",
+    "total_s": "from the precursors' requests to the end of the successor's answer",
+    "append_s": "until the prefill worker's answer; of resend until the end of the probe request; blocking has none",
+    "hidden_prefill_s": "time appends were in flight before the last precursor ended",
+    "hidden_prefill_fraction": "of the prompt's tokens. ttft, scaling: of incremental, those held after the last "
+    "append less those computed again after it; of resend, `cached_tokens` of the committed request. second_layer, "
+    "spliced, chain: those of appends that were answered before the last precursor ended",
+    "bytes_before_commit, bytes_after_commit": "KV moved from prefill to decode worker for the successor's prompt, on "
+    "one rank. Of incremental the prefill worker's page counters times the bytes of a page, of the other modes "
+    "SGLang's metric sglang:kv_transfer_total_mb. Null where the metric is not there or did not follow in time, and "
+    "where a request of the load was sent meanwhile. second_layer, spliced, chain: less the precursors' own prompts; "
+    "of resend, what follows the commit is derived (the pages that no probe covered) and the rest went before; of "
+    "several runs at once the mean",
+    "recomputed_tokens": "of incremental the prefill worker's counter. Of resend derived: tokens of the former request "
+    "that `cached_tokens` did not cover; SGLang reports the larger hit of prefill and decode worker, so it is a lower "
+    "bound. Blocking sends everything once: 0",
+    "spread": "median, smallest, largest and number of the values",
+    "ratio": "one mode / another of the same repetition (of runs at once: geometric mean of theirs). Geometric mean "
+    "over repetitions with a 95 % interval, BCa bootstrap over repetitions; below 20 it is narrow: take it for a range",
+    "warm-up": "repetitions below 0, in no number",
+}
+
+T = TypeVar("T")
+Work = Callable[[EngineClient, Facts], Coroutine[Any, Any, T]]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a part came to."""
+
+    numbers: dict[str, object]
+    parameters: msgspec.Struct
+    goals: list[Goal] = []
+    failed: int
+    tables: tuple[str, ...] = ()
+    repetitions: Mapping[str, object] = {}
+    """The values that the numbers are made of."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a part is given."""
+
+    arguments: argparse.Namespace
+    start: StartPair
+    tokens: TokenSource
+    samples_file: Path
+
+    def progress(self, steps: int) -> Progress:
+        """Of a part that takes `steps` samples in each repetition."""
+        return Progress(steps * (self.arguments.repetitions + 1), self.samples_file)
+
+
+Part = Callable[[Setup], Outcome]
+
+
+def run_ttft(setup: Setup) -> Outcome:
+    """All loads; `pressure` has a pair of its own, with small pools."""
+    arguments = setup.arguments
+    parameters = _ttft_parameters(arguments)
+    samples: list[Sample] = []
+    goals: list[Goal] = []
+    with setup.progress(len(arguments.loads) * len(parameters.modes)) as progress:
+        for small in (False, True):
+            loads = [load for load in arguments.loads if (load == "pressure") is small]
+            if not loads:
+                continue
+
+            async def work(client: EngineClient, facts: Facts, loads: Sequence[Load] = loads) -> None:
+                progress.begin()
+                bench = ttft.Bench(client, facts, setup.tokens, parameters, _telling(progress))
+                for load in loads:
+                    await bench.run(load, [parameters.prompt], cases=[load])
+                samples.extend(bench.samples)
+                if "incremental" in parameters.modes:
+                    goals.extend(ttft.goals(bench.samples, parameters, facts))
+
+            with setup.start(small) as pair:
+                _measure(pair, arguments.timeout, arguments.modes, work)
+    return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, ttft.result(samples), parameters, goals)
+
+
+def run_scaling(setup: Setup) -> Outcome:
+    """A short and a long prompt, idle, in one shuffled order."""
+    arguments = setup.arguments
+    parameters = _ttft_parameters(arguments)
+    lengths = [arguments.prompt, arguments.long_prompt]
+    cases = [f"{length} tokens" for length in lengths]
+
+    with setup.progress(len(lengths) * len(parameters.modes)) as progress:
+
+        async def work(client: EngineClient, facts: Facts) -> list[Sample]:
+            progress.begin()
+            bench = ttft.Bench(client, facts, setup.tokens, parameters, _telling(progress))
+            await bench.run("idle", lengths, cases=cases)
+            return bench.samples
+
+        with setup.start(False) as pair:
+            samples = _measure(pair, arguments.timeout, arguments.modes, work)
+    goals = ttft.scaling_goals(samples, *cases) if "incremental" in parameters.modes else []
+    return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, ttft.result(samples), parameters, goals)
+
+
+def run_second_layer(setup: Setup) -> Outcome:
+    arguments = setup.arguments
+    answers = (arguments.precursor_answer,) * arguments.precursors
+    return _run_layer(setup, [layer.Case(name="second_layer", answers=answers)])
+
+
+def run_spliced(setup: Setup) -> Outcome:
+    arguments = setup.arguments
+    return _run_layer(setup, [layer.spliced_case(size, arguments.precursors) for size in arguments.sizes])
+
+
+def run_chain(setup: Setup) -> Outcome:
+    return _run_layer(setup, [layer.Case(name="chain", answers=(setup.arguments.precursor_answer,))])
+
+
+def run_traffic(setup: Setup) -> Outcome:
+    arguments = setup.arguments
+    parameters = traffic.TrafficParameters(
+        requests=arguments.requests,
+        at_once=arguments.at_once,
+        session=arguments.session_tokens,
+        fill=arguments.fill,
+        repetitions=arguments.repetitions,
+        seed=arguments.seed,
+    )
+    with setup.progress(2) as progress:
+
+        async def work(client: EngineClient, facts: Facts) -> tuple[list[traffic.TrafficSample], int]:
+            progress.begin()
+            bench = traffic.TrafficBench(
+                client, facts, setup.tokens, parameters, lambda s: progress.end(s, traffic.describe(s))
+            )
+            await bench.run()
+            return bench.samples, facts.pool_tokens
+
+        with setup.start(False) as pair:
+            samples, pool_tokens = _measure(pair, arguments.timeout, ["incremental"], work)
+    return Outcome(
+        numbers={**traffic.result(samples), "pool_tokens": pool_tokens},
+        parameters=parameters,
+        goals=traffic.goals(samples),
+        failed=sum(sample.failed for sample in samples),
+        repetitions={"samples": samples},
+    )
+
+
+PARTS: dict[str, Part] = {
+    "ttft": run_ttft,
+    "scaling": run_scaling,
+    "second_layer": run_second_layer,
+    "spliced": run_spliced,
+    "chain": run_chain,
+    "traffic": run_traffic,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one part; answers the exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    urls = (arguments.router_url, arguments.prefill_url, arguments.decode_url)
+    if any(urls) and not all(urls):
+        parser.error("--router-url, --prefill-url and --decode-url go together")
+    if arguments.prompt <= arguments.tail:
+        parser.error("--prompt must be longer than --tail")
+    if arguments.input_range is None:
+        arguments.input_range = (SHORT_INPUT, SHORT_INPUT) if arguments.part == "spliced" else (1, 2048)
+    lowest, highest = arguments.input_range
+    if not 1 <= lowest <= highest:
+        parser.error("--input-range must be two lengths, the smaller one first, and no less than 1")
+    if arguments.part == "spliced" and min(arguments.sizes) < arguments.precursors:
+        parser.error("--sizes must leave a token to each of --precursors")
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {arguments.out.parent}")
+    try:
+        with terminate_like_interrupt():
+            return _main(arguments, Pair(router=urls[0], prefill=urls[1], decode=urls[2]) if all(urls) else None)
+    except ConfigError as error:
+        print(f"overlap: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (TargetError, ClientError) as error:
+        print(f"overlap: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("overlap: interrupted; samples that have ended are in the run folder", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _main(arguments: argparse.Namespace, pair: Pair | None) -> int:
+    now = datetime.datetime.now(datetime.UTC)
+    folder = arguments.runs_dir / f"overlap-{arguments.part}-{now:%Y%m%dT%H%M%SZ}"
+    start = running_pair(pair) if pair else cluster_pair(arguments.cluster, folder, arguments.pressure_tokens)
+    setup = Setup(
+        arguments=arguments,
+        start=start,
+        tokens=TokenSource(arguments.seed, *arguments.token_range),
+        samples_file=folder / "samples.jsonl",
+    )
+    # What is measured is the code as it is now, not as it may be edited meanwhile.
+    environment = describe_environment()
+    outcome = PARTS[arguments.part](setup)
+    print("\n\n".join([*outcome.tables, *([show.format_goals(outcome.goals)] if outcome.goals else [])]))
+    if outcome.tables and arguments.repetitions < FEW:
+        print(f"\nOf fewer than {FEW} repetitions intervals are too narrow: take them for ranges.")
+    print(f"\nsamples  {setup.samples_file}")
+    document = {
+        "part": arguments.part,
+        **outcome.numbers,
+        "goals": outcome.goals,
+        "failed": outcome.failed,
+        "parameters": outcome.parameters,
+        "cluster": None if pair else arguments.cluster.name,
+        "samples": str(setup.samples_file),
+        "environment": environment,
+    }
+    if arguments.out is not None:
+        whole = {
+            **document,
+            "started": now.isoformat(timespec="seconds"),
+            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "definitions": DEFINITIONS,
+            "repetitions": outcome.repetitions,
+        }
+        arguments.out.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n")
+        print(f"summary  {arguments.out}")
+    print("\n" + msgspec.json.encode(document).decode(), flush=True)
+    return EXIT_FAILED if outcome.failed else 0
+
+
+def _run_layer(setup: Setup, cases: Sequence[layer.Case]) -> Outcome:
+    arguments = setup.arguments
+    parameters = layer.LayerParameters(
+        input_range=tuple(arguments.input_range),
+        answer=arguments.answer,
+        concurrency=arguments.concurrency,
+        modes=tuple(arguments.modes),
+        repetitions=arguments.repetitions,
+        seed=arguments.seed,
+    )
+    with setup.progress(len(cases) * len(parameters.modes) * parameters.concurrency) as progress:
+
+        async def work(client: EngineClient, facts: Facts) -> list[Sample]:
+            progress.begin()
+            bench = layer.LayerBench(client, facts, setup.tokens, parameters, _telling(progress))
+            await bench.run(cases)
+            return bench.samples
+
+        with setup.start(False) as pair:
+            samples = _measure(pair, arguments.timeout, arguments.modes, work)
+    outcome = _outcome(arguments, samples, layer.VALUES, layer.COMPARED, layer.result(samples), parameters, [])
+    return msgspec.structs.replace(outcome, numbers={"cases": cases, **outcome.numbers})
+
+
+def _telling(progress: Progress) -> Callable[[Sample], None]:
+    return lambda sample: progress.end(sample, show.describe(sample))
+
+
+def _measure(pair: Pair, timeout_s: float, modes: Sequence[str], work: Work[T]) -> T:
+    """Do `work` on the pair. Raises `TargetError` when sessions are wanted and the prefill worker has none."""
+
+    async def run() -> T:
+        async with EngineClient(pair, timeout_s=timeout_s) as client:
+            facts = await client.facts()
+            if "incremental" in modes and facts.sessions is None:
+                raise TargetError(f"{pair.prefill} offers no incremental sessions: {facts.refusal}")
+            return await work(client, facts)
+
+    return asyncio.run(run())
+
+
+def _ttft_parameters(arguments: argparse.Namespace) -> ttft.TtftParameters:
+    return ttft.TtftParameters(
+        prompt=arguments.prompt,
+        chunk=arguments.chunk,
+        tail=arguments.tail,
+        modes=tuple(arguments.modes),
+        repetitions=arguments.repetitions,
+        seed=arguments.seed,
+        loads=LoadParameters(busy_requests=arguments.busy_requests, busy_tokens=arguments.busy_tokens),
+    )
+
+
+def _outcome(
+    arguments: argparse.Namespace,
+    samples: Sequence[Sample],
+    values: Mapping[str, stats.Value],
+    compared: Sequence[str],
+    tables: Mapping[str, Any],
+    parameters: msgspec.Struct,
+    goals: list[Goal],
+) -> Outcome:
+    failures = stats.failures(samples)
+    ratios = stats.against(samples, {name: values[name] for name in compared}, seed=arguments.seed)
+    blocks: list[str] = []
+    for case, failed in failures.items():
+        # Always in this order, whichever mode came first.
+        blocks.append(show.format_results(case, {mode: failed[mode] for mode in MODES if mode in failed}, tables))
+        if case in ratios:
+            blocks.append(show.format_ratios(case, ratios[case]))
+    return Outcome(
+        numbers={
+            **tables,
+            "ratios": ratios,
+            "failures": failures,
+            "errors": list(dict.fromkeys(sample.error for sample in samples if sample.error is not None)),
+        },
+        parameters=parameters,
+        goals=goals,
+        failed=sum(count for modes in failures.values() for count in modes.values()),
+        tables=tuple(blocks),
+        repetitions=stats.repetitions(samples, values),
+    )
+
+
+def _sizes(text: str) -> list[int]:
+    """Comma-separated numbers of tokens, each once."""
+    sizes = [int(part) for part in text.split(",")]
+    if len(set(sizes)) < len(sizes) or min(sizes) < 1:
+        raise argparse.ArgumentTypeError("tokens, separated by commas, each once")
+    return sizes
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.overlap", description="Compare blocking, resend and incremental prefill."
+    )
+    parser.add_argument("--part", choices=tuple(PARTS), default="ttft")
+    where = parser.add_argument_group("where")
+    where.add_argument("--cluster", type=Path, default=CLUSTER, help="cluster JSON to start (default: %(default)s)")
+    where.add_argument("--pressure-tokens", type=int, default=3200, help="KV pools under the load pressure")
+    where.add_argument("--router-url", help="use a running sglang-router in place of starting a cluster")
+    where.add_argument("--prefill-url", help="with --router-url: its prefill worker")
+    where.add_argument("--decode-url", help="with --router-url: its decode worker")
+    where.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    where.add_argument("--out", type=Path, metavar="FILE", help="where the summary goes, with all repetitions' values")
+    where.add_argument("--timeout", type=float, default=600.0, help="longest a request may take, seconds")
+    what = parser.add_argument_group("what")
+    what.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    what.add_argument("--repetitions", type=_count, default=5, help="after one warm-up")
+    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--token-range", type=int, nargs=2, default=(1000, 40000), help="of random token ids")
+    prompts = parser.add_argument_group("ttft and scaling, tokens")
+    prompts.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
+    prompts.add_argument("--prompt", type=int, default=1024)
+    prompts.add_argument("--long-prompt", type=int, default=4096, help="of scaling")
+    prompts.add_argument("--chunk", type=int, default=64, help="of one append")
+    prompts.add_argument("--tail", type=int, default=32, help="what comes with the commit")
+    prompts.add_argument("--busy-requests", type=int, default=4)
+    prompts.add_argument("--busy-tokens", type=int, default=1500, help="answer of each busy request")
+    layers = parser.add_argument_group(f"{', '.join(LAYER_PARTS)}, tokens")
+    layers.add_argument("--precursors", type=_count, default=3, help="of second_layer and spliced")
+    layers.add_argument("--concurrency", type=_count, default=1, help="layers that run at once")
+    layers.add_argument(
+        "--input-range",
+        type=int,
+        nargs=2,
+        help=f"prompts and head, uniform (default: 1 2048; of spliced {SHORT_INPUT} {SHORT_INPUT})",
+    )
+    layers.add_argument("--precursor-answer", type=_count, default=64, help="of second_layer and chain")
+    layers.add_argument("--sizes", type=_sizes, default=[256, 1024], help="of spliced: all answers together (256,1024)")
+    layers.add_argument("--answer", type=_count, default=16, help="of the successor")
+    plain = parser.add_argument_group("traffic")
+    plain.add_argument("--requests", type=int, default=50, help="plain requests in each half of a repetition")
+    plain.add_argument("--at-once", type=int, default=2)
+    plain.add_argument("--session-tokens", type=int, default=512)
+    plain.add_argument("--fill", type=float, default=0.9, help="share of the pool that sessions come to")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
