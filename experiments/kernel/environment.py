@@ -41,6 +41,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...]
     """Name and memory of each GPU that the NVIDIA driver knows."""
 
+    def differences(self, other: Environment) -> tuple[str, ...]:
+        """Names of the fields that differ."""
+        return tuple(name for name in self.__struct_fields__ if getattr(self, name) != getattr(other, name))
+
 
 def describe_environment() -> Environment:
     """Look at this machine. With `--url` the workers may run on another one."""

@@ -1,17 +1,18 @@
-"""How far a number may be from what endless questions would give: 95 % intervals, and how many questions would do.
+"""The statistics of all experiments: spreads, percentiles, 95 % intervals, and how many questions would do.
 
-Pure. What is resampled are questions, never single runs: runs of one question are not independent of each other.
+Pure. What is resampled are questions (or repetitions, or pairs of blocks), never single runs: runs of one question are
+not independent of each other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Share of intervals that hold the true value, if the questions are a fair sample."""
@@ -27,6 +28,15 @@ _BATCH = 1 << 20
 """Most numbers that are drawn at once; bounds memory."""
 
 
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Median and range of `n` values."""
+
+    median: float
+    min: float
+    max: float
+    n: int
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """A mean over `n` questions and the 95 % interval around it."""
 
@@ -37,29 +47,54 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     n: int
 
 
-def bootstrap_mean(values: Sequence[float], *, seed: int, resamples: int = RESAMPLES) -> Estimate | None:
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Median and range of the values there are; None without one."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(median=statistics.median(known), min=min(known), max=max(known), n=len(known))
+
+
+def percentile(values: Iterable[float], share: float) -> float | None:
+    """The value below which `share` (0 to 1) of `values` lie, interpolated as numpy does.
+
+    None without a value, and where it is infinite: runs that failed count as endless.
+    """
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    place = (len(ordered) - 1) * share
+    lower = math.floor(place)
+    low, high = ordered[lower], ordered[math.ceil(place)]
+    if math.isinf(high):
+        return None
+    return low + (high - low) * (place - lower)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int) -> Estimate | None:
     """The mean of `values` with its BCa bootstrap interval; None without a value.
 
-    Efron, *Better Bootstrap Confidence Intervals*, JASA 82 (1987). For one and the same generator the numbers are those
-    of `scipy.stats.bootstrap(..., method="BCa")`.
+    Efron, *Better Bootstrap Confidence Intervals*, JASA 82 (1987), by `scipy.stats.bootstrap`.
     """
+    # Takes most of a second to import: only here.
+    from scipy.stats import bootstrap
+
     sample = np.asarray(values, dtype=np.float64)
     if not sample.size:
         return None
     value = float(sample.mean())
     if (sample == sample[0]).all():
         return Estimate(value=value, low=None, high=None, n=sample.size)
-    means = _resampled_means(sample, np.random.default_rng(seed), resamples)
-    # Half of the ties count as below: with right or wrong answers many resamples have the very mean.
-    below = float((means < value).mean() + (means <= value).mean()) / 2
-    bias = _NORMAL.inv_cdf(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
-    acceleration = _acceleration(sample)
-    shares: list[float] = []
-    for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2):
-        shifted = bias + _NORMAL.inv_cdf(tail)
-        shares.append(_NORMAL.cdf(bias + shifted / (1 - acceleration * shifted)))
-    low, high = np.quantile(means, shares)
-    return Estimate(value=value, low=float(low), high=float(high), n=sample.size)
+    interval = bootstrap(
+        (sample,),
+        np.mean,
+        confidence_level=LEVEL,
+        n_resamples=RESAMPLES,
+        method="BCa",
+        batch=max(1, _BATCH // sample.size),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value=value, low=float(interval.low), high=float(interval.high), n=sample.size)
 
 
 def geometric_mean(ratios: Sequence[float], *, seed: int) -> Estimate | None:
@@ -102,21 +137,3 @@ def questions_needed(differences: Sequence[float], *, difference: float = POINT)
         return None
     z = _NORMAL.inv_cdf((1 + LEVEL) / 2) + _NORMAL.inv_cdf(POWER)
     return math.ceil(z * z * float(np.var(np.asarray(differences), ddof=1)) / difference**2)
-
-
-def _resampled_means(
-    sample: NDArray[np.float64], generator: np.random.Generator, resamples: int
-) -> NDArray[np.float64]:
-    means = np.empty(resamples)
-    step = max(1, _BATCH // sample.size)
-    for begin in range(0, resamples, step):
-        count = min(step, resamples - begin)
-        means[begin : begin + count] = sample[generator.integers(0, sample.size, (count, sample.size))].mean(axis=1)
-    return means
-
-
-def _acceleration(sample: NDArray[np.float64]) -> float:
-    """How fast the deviation of the mean changes with the mean itself, by leaving out one value at a time."""
-    left_out = (sample.sum() - sample) / (sample.size - 1)
-    off = left_out.mean() - left_out
-    return float((off**3).sum() / (6 * (off**2).sum() ** 1.5))

@@ -1,4 +1,4 @@
-"""What an experiment talks to: a cluster that it starts and stops, or a shell router that is running already."""
+"""What is measured: a cluster that is started here and stopped again, or one that is running already."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from pathlib import Path
 import msgspec
 
 from experiments.kernel.client import ClientError, flush_workers
+from experiments.kernel.pair import Pair
+from launch import preflight, state
+from launch.cluster import Cluster, ClusterError
+from launch.config import ClusterConfig, load_cluster
+from launch.ports import NoFreePort
+from launch.process import ProcessError
 from shell_router.config import ConfigError, load_tree
+from shell_router.errors import GraftError
 
 Start = Callable[[Path], contextlib.AbstractContextManager["Target"]]
 """Brings the target up for as long as the context lasts; its logs go to the given folder."""
 
 
-class TargetError(Exception):
+class TargetError(GraftError):
     """The shell router or its cluster does not work; the message says why."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """A shell router, and how to empty the caches of the workers behind it."""
+    """A shell router, and what is known of the workers behind it."""
 
     url: str
     flush: Callable[[], Awaitable[None]] | None
-    """Raises `ClientError`. None when nobody said where the workers are."""
-
-
-def check_trees(asked: Sequence[str], served: Sequence[str]) -> None:
-    """Raise `ConfigError` when a tree of the experiment is not among those served."""
-    for tree in asked:
-        if tree not in served:
-            there = ", ".join(sorted(served)) or "none"
-            raise ConfigError(f"tree {tree!r} is not served; there are: {there} - at `$.settings`")
+    """Empties the caches of the workers. Raises `ClientError`. None when nobody said where the workers are."""
+    pair: Pair | None = None
+    """The workers of a cluster that is one pair of one model."""
 
 
 def running_target(url: str, worker_urls: Sequence[str]) -> Start:
@@ -54,36 +55,69 @@ def cluster_target(path: Path, trees: Sequence[str]) -> Start:
 
     Raises `ConfigError` when the file is wrong, when this machine cannot run the cluster, or when it is up already.
     """
-    # Only here: with `--url` an experiment needs nothing of the launcher.
-    from launch import preflight, state
-    from launch.cluster import Cluster, ClusterError
-    from launch.config import load_cluster
-    from launch.ports import NoFreePort
-    from launch.process import ProcessError
-
     config = load_cluster(path)
     check_trees(trees, [load_tree(Path(tree)).name for tree in config.shell_router.trees])
     found = state.read(config.name)
     if found is not None and found.running():
         raise ConfigError(f"cluster {config.name} is up already; use it with --url {found.url}, or `graft down` it")
+    check_machine(config)
+
+    @contextlib.contextmanager
+    def start(log_dir: Path) -> Iterator[Target]:
+        with started(config, log_dir) as target:
+            yield target
+
+    return start
+
+
+def check_trees(asked: Sequence[str], served: Sequence[str]) -> None:
+    """Raise `ConfigError` when a tree of the experiment is not among those served."""
+    for tree in asked:
+        if tree not in served:
+            there = ", ".join(sorted(served)) or "none"
+            raise ConfigError(f"tree {tree!r} is not served; there are: {there} - at `$.settings`")
+
+
+def check_machine(config: ClusterConfig) -> None:
+    """Raise `ConfigError` when this machine cannot run the cluster."""
     try:
         preflight.check(config)
     except preflight.PreflightError as error:
         raise ConfigError(str(error)) from error
 
-    @contextlib.contextmanager
-    def start(log_dir: Path) -> Iterator[Target]:
-        try:
-            with Cluster(config, log_dir, progress=True) as cluster:
 
-                async def flush() -> None:
-                    try:
-                        await asyncio.to_thread(cluster.flush_caches)
-                    except ClusterError as error:
-                        raise ClientError(str(error)) from error
+def check_one_pair(config: ClusterConfig, path: Path) -> None:
+    """Raise `ConfigError` when the cluster (of the JSON at `path`) is not one prefill and one decode worker of one
+    model."""
+    for model in config.models:
+        if not (model.prefill and model.decode):
+            what = "an `openai` server" if model.openai is not None else "`regular` workers"
+            raise ConfigError(f"{path}: a pair is measured; model {model.name!r} has none, but {what}")
+    if not _is_one_pair(config):
+        raise ConfigError(f"{path}: one pair of one model is measured; this cluster has more")
 
-                yield Target(url=cluster.url, flush=flush)
-        except (ClusterError, NoFreePort, ProcessError, state.ClusterRunning) as error:
-            raise TargetError(str(error)) from error
 
-    return start
+@contextlib.contextmanager
+def started(config: ClusterConfig, log_dir: Path) -> Iterator[Target]:
+    """The cluster, for as long as the context lasts. Raises `TargetError` when it does not come up or breaks."""
+    try:
+        with Cluster(config, log_dir, progress=True) as cluster:
+
+            async def flush() -> None:
+                try:
+                    await asyncio.to_thread(cluster.flush_caches)
+                except ClusterError as error:
+                    raise ClientError(str(error)) from error
+
+            pair = None
+            if _is_one_pair(config):
+                urls = {worker.role: worker.url for worker in cluster.workers}
+                router = cluster.router_urls[config.models[0].name]
+                pair = Pair(router=router, prefill=urls["prefill"], decode=urls["decode"])
+            yield Target(url=cluster.url, flush=flush, pair=pair)
+    except (ClusterError, NoFreePort, ProcessError, state.ClusterRunning) as error:
+        raise TargetError(str(error)) from error
+
+
+def _is_one_pair(config: ClusterConfig) -> bool:
+    return [(len(model.prefill), len(model.decode)) for model in config.models] == [(1, 1)]

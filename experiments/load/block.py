@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from experiments.kernel.statistics import percentile
 from experiments.load.config import LoadConfig
 from experiments.load.fill import FillRecord
 from experiments.load.generator import Sample
@@ -113,19 +114,6 @@ def tails(samples: Sequence[Sample]) -> Values:
     for label, share in SHARES.items():
         found[f"done_latency_s_{label}"] = percentile(done, share)
     return found
-
-
-def percentile(values: Iterable[float], share: float) -> float | None:
-    """The value below which `share` of `values` lie, interpolated as numpy does. None where that is infinite."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    place = (len(ordered) - 1) * share
-    lower = math.floor(place)
-    low, high = ordered[lower], ordered[math.ceil(place)]
-    if math.isinf(high):
-        return None
-    return low + (high - low) * (place - lower)
 
 
 def lateness(block: Block) -> float | None:

@@ -28,7 +28,16 @@ import msgspec
 from experiments.kernel.client import ClientError, RouterClient
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.kernel.environment import describe_environment
-from experiments.kernel.target import Start, Target, TargetError, check_trees, cluster_target, running_target
+from experiments.kernel.pair import Pair
+from experiments.kernel.target import (
+    Start,
+    Target,
+    TargetError,
+    check_one_pair,
+    check_trees,
+    cluster_target,
+    running_target,
+)
 from experiments.load.bench import Bench, read_bench
 from experiments.load.client import LoadClient
 from experiments.load.config import (
@@ -41,11 +50,11 @@ from experiments.load.config import (
 )
 from experiments.load.fill import Fill, look_at_pools
 from experiments.load.folder import Begun, Folder
-from experiments.load.pair import check_one_pair, cluster_pair
 from experiments.load.report import Report, make_report
 from experiments.load.show import format_report
-from experiments.overlap.client import EngineClient, Pair
+from experiments.overlap.client import EngineClient
 from experiments.overlap.loads import TokenSource
+from launch.config import load_cluster
 from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 
@@ -145,7 +154,9 @@ async def _measure(config: LoadConfig, target: Target, folder: Folder, key: str 
         )
         fill = None
         if config.fill is not None:
-            pair = config.pair or cluster_pair(Path(config.cluster or ""))
+            pair = config.pair or target.pair
+            if pair is None:
+                raise TargetError("the workers whose pools are to be filled cannot be found")
             engine = await stack.enter_async_context(EngineClient(pair, timeout_s=config.run_timeout_s))
             http = await stack.enter_async_context(aiohttp.ClientSession())
             tokens = TokenSource(config.seed, *config.fill.token_range)
@@ -223,7 +234,7 @@ def _start(config: LoadConfig) -> Start:
         return running_target(config.url, config.worker_urls)
     assert config.cluster is not None
     if config.fill is not None:
-        check_one_pair(Path(config.cluster))
+        check_one_pair(load_cluster(Path(config.cluster)), Path(config.cluster))
     return cluster_target(Path(config.cluster), config.trees)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from experiments.overlap.client import Pair
+from experiments.kernel.pair import Pair
 from shell_router.config import ConfigError, Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from shell_router.options import RunOptions
 

@@ -17,10 +17,11 @@ import aiohttp
 import msgspec
 
 from experiments.kernel.client import CALL_TIMEOUT_S, ClientError, describe, raise_for_status
+from experiments.kernel.pair import Pair
+from experiments.kernel.statistics import Spread, spread
 from experiments.load.config import FillParameters
-from experiments.overlap.client import OnTokens, Pair, stop
+from experiments.overlap.client import OnTokens, stop
 from experiments.overlap.loads import TokenSource
-from experiments.settings.aggregate import Spread, spread
 
 LOOK_S = 2.0
 """Between two looks at the pools."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.kernel.statistics import Spread
+from experiments.kernel.tables import NONE, align
 from experiments.load.compare import Comparison, Over, Ratio, SettingNumbers
 from experiments.load.fill import FillRecord
 from experiments.load.ramp import Knee
 from experiments.load.report import Report
-from experiments.settings.aggregate import Spread
-from experiments.settings.table import align
 
-_NONE = "-"
 _FAILED = "failed"
 _ROWS = {
     "trees_per_s": "trees / s",
@@ -73,7 +72,7 @@ def _failed(numbers: SettingNumbers) -> str:
 
 def _over(over: Over | None, *, known: bool) -> str:
     if over is None or not known:
-        return _NONE
+        return NONE
     return f"{_number(over.median)} ({_number(over.min)} - {_number(over.max)})"
 
 
@@ -84,7 +83,7 @@ def _number(value: float | None) -> str:
 def _ratio(comparison: Comparison, name: str) -> str:
     ratio: Ratio | None = comparison.ratios.get(name)
     if ratio is None:
-        return _NONE if name in comparison.ratios else ""
+        return NONE if name in comparison.ratios else ""
     interval = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.3f} - {ratio.high:.3f})"
     return f"{ratio.mean:.3f}{interval}"
 
@@ -97,9 +96,9 @@ def _format_knees(knees: Sequence[Knee]) -> str:
         rows.append(
             [
                 knee.setting + ("" if knee.finished else " (unfinished)"),
-                _NONE if knee.held is None else f"{knee.held:g}",
-                _NONE if knee.failed is None else f"{knee.failed:g}",
-                why or _NONE,
+                NONE if knee.held is None else f"{knee.held:g}",
+                NONE if knee.failed is None else f"{knee.failed:g}",
+                why or NONE,
                 tried,
             ]
         )
@@ -109,7 +108,7 @@ def _format_knees(knees: Sequence[Knee]) -> str:
 def _fill_line(block: str, fill: FillRecord) -> str:
     used = [f"{name} {spread.median:.0%}" for name, spread in _workers(fill) if spread is not None]
     failed = f", {fill.failed} failed" if fill.failed else ""
-    return f"{block}: {', '.join(used) or _NONE}; {fill.requests} foreign requests at a time{failed}"
+    return f"{block}: {', '.join(used) or NONE}; {fill.requests} foreign requests at a time{failed}"
 
 
 def _workers(fill: FillRecord) -> tuple[tuple[str, Spread | None], ...]:

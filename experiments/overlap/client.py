@@ -23,6 +23,7 @@ from experiments.kernel.client import (
     raise_for_status,
     read_events,
 )
+from experiments.kernel.pair import Pair
 from sglang_ext import protocol
 
 A = TypeVar("A")
@@ -35,14 +36,6 @@ _DONE = "[DONE]"
 _JSON = {"Content-Type": "application/json"}
 _MEGABYTE = 1024 * 1024
 _TRANSFERRED = "sglang:kv_transfer_total_mb"
-
-
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
-    """Base URLs of one prefill worker, one decode worker and the sglang-router in front of them."""
-
-    router: str
-    prefill: str
-    decode: str
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,10 +37,11 @@ import msgspec
 from experiments.kernel.client import ClientError
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.kernel.environment import describe_environment
+from experiments.kernel.pair import Pair
 from experiments.kernel.statistics import FEW
 from experiments.kernel.target import TargetError
 from experiments.overlap import layer, show, stats, traffic, ttft
-from experiments.overlap.client import EngineClient, Facts, Pair
+from experiments.overlap.client import EngineClient, Facts
 from experiments.overlap.loads import Load, LoadParameters, TokenSource
 from experiments.overlap.progress import Progress
 from experiments.overlap.prompts import MODES

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from experiments.kernel.statistics import Spread
+from experiments.kernel.tables import NONE, align
 from experiments.overlap.stats import Against, Goal, Sample, Table
-from experiments.settings.aggregate import Spread
-from experiments.settings.table import align
-
-_NONE = "-"
 
 
 def announce(sample: Sample) -> None:
@@ -49,14 +47,14 @@ def format_goals(goals: Sequence[Goal]) -> str:
     verdicts = {True: "met", False: "MISSED", None: "no number"}
     rows = [["goal", "value", "at most", ""]]
     for goal in goals:
-        value = _NONE if goal.value is None else f"{goal.value:,.4g}"
+        value = NONE if goal.value is None else f"{goal.value:,.4g}"
         rows.append([goal.name, value, f"{goal.at_most:,.4g}", verdicts[goal.met]])
     return align(rows)
 
 
 def _ratio(against: Against | None) -> str:
     if against is None or against.ratio is None:
-        return _NONE
+        return NONE
     found = against.ratio
     if found.low is None or found.high is None:
         return f"{found.value:.3f} (n {found.n})"
@@ -65,13 +63,13 @@ def _ratio(against: Against | None) -> str:
 
 def _time_range(spread: Spread | None) -> str:
     if spread is None:
-        return _NONE
+        return NONE
     return f"{_time(spread.median)} ({spread.min * 1000:.0f} - {spread.max * 1000:.0f})"
 
 
 def _count_range(spread: Spread | None) -> str:
-    return _NONE if spread is None else f"{spread.median:,.6g} ({spread.min:,.6g} - {spread.max:,.6g})"
+    return NONE if spread is None else f"{spread.median:,.6g} ({spread.min:,.6g} - {spread.max:,.6g})"
 
 
 def _time(seconds: float | None) -> str:
-    return _NONE if seconds is None else f"{seconds * 1000:.0f} ms"
+    return NONE if seconds is None else f"{seconds * 1000:.0f} ms"

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from experiments.kernel.statistics import Estimate, geometric_mean
+from experiments.kernel.statistics import Estimate, Spread, geometric_mean, spread
 from experiments.overlap.prompts import Mode
-from experiments.settings.aggregate import Spread, spread
 
 Value = Callable[["Sample"], float | None]
 Table = dict[str, dict[str, Spread | None]]

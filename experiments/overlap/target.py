@@ -8,13 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.target import TargetError
-from experiments.overlap.client import Pair
-from launch import preflight, state
-from launch.cluster import Cluster, ClusterError
-from launch.config import ClusterConfig, ConfigError, load_cluster
-from launch.ports import NoFreePort
-from launch.process import ProcessError
+from experiments.kernel.pair import Pair
+from experiments.kernel.target import TargetError, check_machine, check_one_pair, started
+from launch.config import ClusterConfig, load_cluster
 
 StartPair = Callable[[bool], contextlib.AbstractContextManager[Pair]]
 """Brings the pair up for as long as the context lasts; with True one whose KV pools are small."""
@@ -36,26 +32,16 @@ def cluster_pair(path: Path, log_dir: Path, pressure_tokens: int) -> StartPair:
     Raises `ConfigError` when the file is wrong, names more than one pair, or has workers that are no pair.
     """
     config = load_cluster(path)
-    model = config.models[0]
-    for each in config.models:
-        if not (each.prefill and each.decode):
-            what = "an `openai` server" if each.openai is not None else "`regular` workers"
-            raise ConfigError(f"{path}: a pair is measured; model {each.name!r} has none, but {what}")
-    if len(config.models) > 1 or len(model.prefill) > 1 or len(model.decode) > 1:
-        raise ConfigError(f"{path}: one pair of one model is measured; this cluster has more")
+    check_one_pair(config, path)
 
     @contextlib.contextmanager
     def start(small: bool) -> Iterator[Pair]:
         mine = small_pools(config, pressure_tokens) if small else config
-        try:
-            preflight.check(mine)
-            with Cluster(mine, log_dir / mine.name, progress=True) as cluster:
-                urls = {worker.role: worker.url for worker in cluster.workers}
-                yield Pair(router=cluster.router_urls[model.name], prefill=urls["prefill"], decode=urls["decode"])
-        except preflight.PreflightError as error:
-            raise ConfigError(str(error)) from error
-        except (ClusterError, NoFreePort, ProcessError, state.ClusterRunning) as error:
-            raise TargetError(str(error)) from error
+        check_machine(mine)
+        with started(mine, log_dir / mine.name) as target:
+            if target.pair is None:
+                raise TargetError(f"cluster {mine.name} has no pair")
+            yield target.pair
 
     return start
 

@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import msgspec
 
 from experiments.kernel.client import ClientError
-from experiments.load.block import percentile
+from experiments.kernel.statistics import percentile, spread
 from experiments.overlap.client import EngineClient, Facts
 from experiments.overlap.loads import TokenSource
 from experiments.overlap.prompts import Prompt, make_prompt
 from experiments.overlap.stats import Goal, goal
-from experiments.settings.aggregate import spread
 
 BOUND = 1.2
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from experiments.kernel.tables import align
 from experiments.replay.redecide import Certainty, Decision
 from experiments.replay.settings import describe
 from experiments.replay.source import Recorded
@@ -111,7 +112,7 @@ def format_replays(replays: Sequence[RunReplay]) -> str:
         ]
         for each in replays
     ]  # fmt: skip
-    blocks = [_align(rows)]
+    blocks = [align(rows, numbers=True)]
     for each in replays:
         if each.lacks is not None:
             blocks.append(f"{each.name} cannot be replayed: {each.lacks}")
@@ -143,19 +144,11 @@ def format_settings(settings: Sequence[Setting]) -> str:
         for each in settings
     ]
     reasons = sorted({f"  {each.reason}" for one in settings for each in one.decisions if each.reason is not None})
-    blocks = [_align(rows), _FOOTER]
+    blocks = [align(rows, numbers=True), _FOOTER]
     if reasons:
         more = len(reasons) - _FEW
         blocks.append("\n".join(["Why runs are not exact:", *reasons[:_FEW], *([f"  and {more} more"] * (more > 0))]))
     return "\n".join(blocks)
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns with a rule under the first row; what is in the first is text, in the others mostly numbers."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    lines.insert(1, ["─" * width for width in widths])
-    return "\n".join("  ".join(line) for line in lines)
 
 
 def _two(exact: str, assumed: str, each: Setting) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from experiments.kernel.environment import Environment
-from experiments.kernel.statistics import Estimate
+from experiments.kernel.statistics import Estimate, Spread, spread
 from experiments.load.compare import Comparison as LoadComparison
 from experiments.load.compare import SettingNumbers
 from experiments.load.config import FillParameters
@@ -16,7 +16,7 @@ from experiments.load.ramp import Knee
 from experiments.questions.source import Origin
 from experiments.report.numbers import Checks, Waterfall, checks, good_runs, mean_latency, waterfall
 from experiments.report.source import LoadSource, RunSource
-from experiments.settings.aggregate import Comparison, SettingAggregate, Spread, spread
+from experiments.settings.aggregate import Comparison, SettingAggregate
 from experiments.settings.config import ExperimentConfig
 from experiments.settings.summary import Failure, Session, Summary
 

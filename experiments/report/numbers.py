@@ -11,8 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from experiments.kernel.statistics import Estimate, bootstrap_mean
-from experiments.settings.aggregate import Spread, spread
+from experiments.kernel.statistics import Estimate, Spread, bootstrap_mean, spread
 from experiments.settings.config import ExperimentConfig
 from experiments.settings.result import RunResult
 from shell_router.record import AgentRecord, CheckRecord, RunRecord

@@ -6,16 +6,16 @@ import datetime
 from collections.abc import Iterator, Sequence
 
 from experiments.kernel.environment import Environment
-from experiments.kernel.statistics import FEW, Estimate
+from experiments.kernel.statistics import FEW, Estimate, Spread
+from experiments.kernel.tables import NONE, count, interval
 from experiments.load.compare import Over, Ratio, SettingNumbers
 from experiments.report import plots
 from experiments.report.content import LoadCurve, ReportDocument, RunReport
 from experiments.report.document import Block, Heading, Paragraph, Picture, Table
 from experiments.report.numbers import OUTCOMES, timeline_runs
 from experiments.report.source import RunSource
-from experiments.settings.aggregate import Comparison, Paired, SettingAggregate, Spread
+from experiments.settings.aggregate import Comparison, Paired, SettingAggregate
 
-_NONE = "-"
 _LOAD_RATIOS = (
     ("runs/s", "trees_per_s"),
     ("goodput", "goodput_share"),
@@ -99,7 +99,7 @@ def _side_by_side(document: ReportDocument) -> Iterator[Block]:
                             _mean(report.mean_latency_s[setting]),
                             _range(each.ttft_s),
                             _accuracy(each.accuracy),
-                            f"{_count(each.prompt_tokens)} / {_count(each.completion_tokens)}",
+                            f"{count(each.prompt_tokens)} / {count(each.completion_tokens)}",
                         ]
                     )
     yield Table(rows)
@@ -119,7 +119,7 @@ def _run(report: RunReport, source: RunSource) -> Iterator[Block]:
     if not report.caches_flushed:
         yield Paragraph("Not every run began with empty caches on the workers.", note=True)
     if report.failures:
-        yield Table([["failed run", "id", "reason"], *([f.name, f.run_id or _NONE, f.reason] for f in report.failures)])
+        yield Table([["failed run", "id", "reason"], *([f.name, f.run_id or NONE, f.reason] for f in report.failures)])
     yield Heading(3, "Settings")
     yield Table(_settings(report))
     yield Paragraph(_SETTINGS_NOTE)
@@ -183,7 +183,7 @@ def _exits(report: RunReport) -> Iterator[Block]:
                     str(each.checks),
                     *(str(each.outcomes[outcome]) for outcome in OUTCOMES),
                     f"{setting.exited} of {setting.runs - setting.failed}",
-                    _NONE if q is None else f"{q.median:.3f} ({q.min:.3f} - {q.max:.3f})",
+                    NONE if q is None else f"{q.median:.3f} ({q.min:.3f} - {q.max:.3f})",
                     str(len(each.qualities)),
                 ]
             )
@@ -217,7 +217,7 @@ def _load(load: LoadCurve) -> Iterator[Block]:
         ["blocks left out as invalid", str(load.invalid)],
         ["foreign requests", _foreign(load)],
         ["seed", str(load.seed)],
-        ["made", _NONE if load.started is None or load.ended is None else _span([load.started], load.ended)],
+        ["made", NONE if load.started is None or load.ended is None else _span([load.started], load.ended)],
         ["machine", _machine(load.environment)],
         ["commit", _commit(load.environment)],
         ["software", _software(load.environment)],
@@ -253,9 +253,9 @@ def _load(load: LoadCurve) -> Iterator[Block]:
     if load.knees:
         knees = [["setting", "highest rate that held", "lowest that did not", "why", "finished"]]
         for knee in load.knees:
-            rates = [_NONE if rate is None else f"{rate:g}/s" for rate in (knee.held, knee.failed)]
+            rates = [NONE if rate is None else f"{rate:g}/s" for rate in (knee.held, knee.failed)]
             why = next((each.why for each in knee.verdicts if each.rate == knee.failed), None)
-            knees.append([knee.setting, *rates, why or _NONE, "yes" if knee.finished else "no"])
+            knees.append([knee.setting, *rates, why or NONE, "yes" if knee.finished else "no"])
         yield Table(knees)
 
 
@@ -265,7 +265,7 @@ def _rate(rate: float | None) -> str:
 
 def _load_ratio(ratio: Ratio | None) -> str:
     if ratio is None:
-        return _NONE
+        return NONE
     interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
     return f"{ratio.mean:.3f}{interval}"
 
@@ -288,7 +288,7 @@ def _load_row(each: SettingNumbers) -> list[str]:
         str(each.counts.offered),
         str(each.counts.done),
         _over(each.medians.get("trees_per_s"), ".3f"),
-        _NONE if share is None or share.median is None else f"{100 * share.median:.1f}",
+        NONE if share is None or share.median is None else f"{100 * share.median:.1f}",
         *(
             _over(each.medians.get(name), ".2f", " s")
             for name in ("ttft_s_p50", "ttft_s_p99", "latency_s_p50", "latency_s_p99")
@@ -306,7 +306,7 @@ def _facts(report: RunReport) -> list[list[str]]:
         ["shell router", _each(session.url.partition("://")[2] or session.url for session in report.sessions)],
         ["settings", ", ".join(f"{each.setting} ({each.tree}, {each.mode})" for each in report.settings)],
         ["questions", report.origin.part(len(report.question_ids))],
-        ["ids", ", ".join(report.question_ids) or _NONE],
+        ["ids", ", ".join(report.question_ids) or NONE],
         ["repeats", str(config.repeats)],
         ["seeds", f"{config.seed} of the cfg; {len(report.seeds)} of runs, see report.json"],
         ["answers replayed", "yes" if config.replay_answers else "no"],
@@ -338,11 +338,11 @@ def _settings(report: RunReport) -> list[list[str]]:
     if any(report.unjudged.values()):
         rows.append(["answers nobody could judge", *(str(report.unjudged[s.setting]) for s in each)])
     rows.append(["accuracy, %", *(_accuracy(s.accuracy) for s in each)])
-    rows.append(["tokens in / out", *(f"{_count(s.prompt_tokens)} / {_count(s.completion_tokens)}" for s in each)])
-    rows.append(["of in, cached", *(_count(s.cached_tokens) for s in each)])
-    rows.append(["tokens saved, of a run", *(_count(s.tokens_saved) for s in each)])
+    rows.append(["tokens in / out", *(f"{count(s.prompt_tokens)} / {count(s.completion_tokens)}" for s in each)])
+    rows.append(["of in, cached", *(count(s.cached_tokens) for s in each)])
+    rows.append(["tokens saved, of a run", *(count(s.tokens_saved) for s in each)])
     rows.append(["tokens saved, all runs", *(f"{_saved(s):,}" for s in each)])
-    rows.append(["checks of a run", *(_count(s.checks) for s in each)])
+    rows.append(["checks of a run", *(count(s.checks) for s in each)])
     rows.append(["early exits", *(f"{s.exits} in {s.exited} runs" if s.exits else "0" for s in each)])
     return rows
 
@@ -364,9 +364,9 @@ def _comparisons(comparisons: Sequence[Comparison]) -> list[list[str]]:
 
 def _paired(paired: Paired | None) -> tuple[str, str]:
     if paired is None:
-        return _NONE, _NONE
-    ratio = _NONE if paired.ratio is None else f"{paired.ratio.value:.3f} {_interval(paired.ratio, '.3f')}".rstrip()
-    return ratio, f"{paired.difference.value:+.2f} s {_interval(paired.difference, '+.2f')}".rstrip()
+        return NONE, NONE
+    ratio = NONE if paired.ratio is None else f"{paired.ratio.value:.3f} {interval(paired.ratio, '.3f')}".rstrip()
+    return ratio, f"{paired.difference.value:+.2f} s {interval(paired.difference, '+.2f')}".rstrip()
 
 
 def _needed(comparison: Comparison) -> str:
@@ -378,42 +378,28 @@ def _needed(comparison: Comparison) -> str:
 
 def _points(estimate: Estimate | None) -> str:
     if estimate is None:
-        return _NONE
-    return f"{100 * estimate.value:+.1f} points {_interval(estimate, '+.1f', 100)}".rstrip()
+        return NONE
+    return f"{100 * estimate.value:+.1f} points {interval(estimate, '+.1f', 100)}".rstrip()
 
 
 def _accuracy(estimate: Estimate | None) -> str:
-    return _NONE if estimate is None else f"{100 * estimate.value:.1f} {_interval(estimate, '.1f', 100)}".rstrip()
+    return NONE if estimate is None else f"{100 * estimate.value:.1f} {interval(estimate, '.1f', 100)}".rstrip()
 
 
 def _mean(estimate: Estimate | None) -> str:
-    return _NONE if estimate is None else f"{estimate.value:.2f} s {_interval(estimate, '.2f')}".rstrip()
-
-
-def _interval(estimate: Estimate, form: str, scale: float = 1) -> str:
-    """Empty where there is none."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f"[{estimate.low * scale:{form}}, {estimate.high * scale:{form}}]"
+    return NONE if estimate is None else f"{estimate.value:.2f} s {interval(estimate, '.2f')}".rstrip()
 
 
 def _range(spread: Spread | None) -> str:
-    return _NONE if spread is None else f"{spread.median:.2f} s ({spread.min:.2f} - {spread.max:.2f})"
+    return NONE if spread is None else f"{spread.median:.2f} s ({spread.min:.2f} - {spread.max:.2f})"
 
 
 def _over(over: Over | None, form: str, unit: str = "") -> str:
     if over is None:
-        return _NONE
+        return NONE
     ends = ["failed" if end is None else f"{end:{form}}" for end in (over.min, over.max)]
     median = "failed" if over.median is None else f"{over.median:{form}}{unit}"
     return median if over.n == 1 else f"{median} ({ends[0]} - {ends[1]})"
-
-
-def _count(spread: Spread | None) -> str:
-    """Whole, but for the median of an even number of small ones."""
-    if spread is None:
-        return _NONE
-    return f"{spread.median:g}" if spread.median < 10 else f"{spread.median:,.0f}"
 
 
 def _saved(setting: SettingAggregate) -> int:
@@ -453,7 +439,7 @@ def _date(time: float) -> str:
 
 def _each(texts: Iterator[str] | map[str]) -> str:
     """Different ones once."""
-    return "; ".join(dict.fromkeys(texts)) or _NONE
+    return "; ".join(dict.fromkeys(texts)) or NONE
 
 
 def _and(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from statistics import median
 
 import msgspec
 
-from experiments.settings.aggregate import Spread, percentile, spread
+from experiments.kernel.statistics import Spread, percentile, spread
 from shell_router.record import CheckRecord, RunRecord
 
 
@@ -80,10 +80,10 @@ def check_s(check: CheckRecord) -> float | None:
 
 def check_times(seconds: Sequence[float]) -> CheckTimes | None:
     """None without a check."""
-    if not seconds:
+    p50, p99 = percentile(seconds, 0.5), percentile(seconds, 0.99)
+    if p50 is None or p99 is None:
         return None
-    known = seconds if len(seconds) > 1 else [*seconds, *seconds]
-    return CheckTimes(p50=percentile(known, 0.5) * 1000, p99=percentile(known, 0.99) * 1000, checks=len(seconds))
+    return CheckTimes(p50=p50 * 1000, p99=p99 * 1000, checks=len(seconds))
 
 
 def chain_s(record: RunRecord) -> float:

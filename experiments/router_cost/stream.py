@@ -11,10 +11,10 @@ import time
 import aiohttp
 import msgspec
 
-from experiments.kernel.client import RouterClient
+from experiments.kernel.client import ClientError, RouterClient
+from experiments.kernel.statistics import percentile
 from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.process import CHAIN, TREE, RouterProcess, router_process
-from experiments.settings.aggregate import percentile
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +105,10 @@ async def measure_stream(runs: int, at_once: int, repetitions: int, pace: float)
         for number in range(repetitions):
             direct, routed = await direct_latencies(engine.url), await routed_latencies(url)
             for share, values in added.items():
-                values.append(percentile(routed, share) - percentile(direct, share))
+                through, alone = percentile(routed, share), percentile(direct, share)
+                if through is None or alone is None:
+                    raise ClientError("no token came")
+                values.append(through - alone)
             print(f"latency {number + 1}/{repetitions}: p50 {added[0.5][-1]:+.2f} ms", file=sys.stderr)
     throughput = [cost.tokens_per_s_core for cost in costs]
     return StreamCost(

@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from experiments.kernel.statistics import Estimate, bootstrap_mean, geometric_mean, questions_needed, wilson
+from experiments.kernel.statistics import (
+    Estimate,
+    Spread,
+    bootstrap_mean,
+    geometric_mean,
+    questions_needed,
+    spread,
+    wilson,
+)
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
 from shell_router.record import Mode, RunRecord
-
-
-class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """Median and range of `n` values."""
-
-    median: float
-    min: float
-    max: float
-    n: int
 
 
 class ModelAggregate(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +122,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Difference of the shares of right runs, over the pairs that were made; BCa bootstrap over questions."""
     questions_for_one_point: int | None
     """Questions with which a difference of one point of accuracy would be found, at the variance seen here: see
-    `intervals.questions_needed`. None when all questions tell the same."""
+    `statistics.questions_needed`. None when all questions tell the same."""
     equal_answers: int
     """Pairs in which the answers are equal, letter by letter."""
 
@@ -201,19 +200,6 @@ def shown_pairs(config: ExperimentConfig, results: Sequence[RunResult], tree: st
         return pairs(results, settings[0].name, settings[-1].name)
     only = settings[0].name
     return tuple(Pair(baseline=r, other=None) for r in results if _measures(r, only) and r.succeeded)
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Median and range of the values there are; None without one."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return Spread(median=statistics.median(known), min=min(known), max=max(known), n=len(known))
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of `values` lie; needs two values."""
-    return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
 
 
 def _measures(result: RunResult, setting: str) -> bool:

@@ -6,11 +6,11 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from experiments.kernel.statistics import FEW, Estimate
-from experiments.settings.aggregate import Aggregates, Comparison, Paired, SettingAggregate, Spread
+from experiments.kernel.statistics import FEW, Estimate, Spread
+from experiments.kernel.tables import NONE, align, count, interval
+from experiments.settings.aggregate import Aggregates, Comparison, Paired, SettingAggregate
 from experiments.settings.result import RunResult
 
-_NONE = "-"
 _COLUMNS = 6
 """Most settings side by side; the others follow below."""
 _WIDE = 3
@@ -95,9 +95,9 @@ def _block(settings: Sequence[SettingAggregate], *, first: bool) -> str:
     rows.append(["exposed prefill", *(_range(each.exposed_prefill_s, break_) for each in settings)])
     rows.append(["hidden prefill", *(_range(each.hidden_prefill_s, break_) for each in settings)])
     rows.append(["tokens in / out", *(_tokens(each) for each in settings)])
-    rows.append(["  of in, cached", *(_count(each.cached_tokens) for each in settings)])
+    rows.append(["  of in, cached", *(count(each.cached_tokens) for each in settings)])
     rows.append(["saved, all runs", *(f"{sum(model.tokens_saved for model in each.models):,}" for each in settings)])
-    rows.append(["checks of a run", *(_count(each.checks) for each in settings)])
+    rows.append(["checks of a run", *(count(each.checks) for each in settings)])
     rows.append(["early exits", *(_exits(each) for each in settings)])
     rows.append(["right answers", *(f"{each.correct} of {each.runs}" for each in settings)])
     rows.append(["accuracy, %", *(_accuracy(each.accuracy, break_) for each in settings)])
@@ -140,20 +140,6 @@ def _comparison(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, with a rule under the first row. Cells may have several lines."""
-    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*rows, strict=True)]
-    lines: list[str] = []
-    for number, row in enumerate(rows):
-        if number == 1:
-            lines.append("  ".join("─" * width for width in widths))
-        cells = [cell.split("\n") for cell in row]
-        for at in range(max(map(len, cells))):
-            pieces = [cell[at] if at < len(cell) else "" for cell in cells]
-            lines.append("  ".join(piece.ljust(width) for piece, width in zip(pieces, widths, strict=True)).rstrip())
-    return "\n".join(lines)
-
-
 def _wrap(name: str) -> str:
     """A long name on several lines, broken after its signs."""
     lines = [""]
@@ -166,58 +152,44 @@ def _wrap(name: str) -> str:
 
 def _range(spread: Spread | None, break_: str) -> str:
     if spread is None:
-        return _NONE
+        return NONE
     to = " - " if break_ == " " else "-"
     return f"{_seconds(spread.median):>8}{break_}({spread.min:.2f}{to}{spread.max:.2f})"
 
 
 def _accuracy(estimate: Estimate | None, break_: str) -> str:
     if estimate is None:
-        return _NONE
-    return f"{100 * estimate.value:.1f}{break_}{_interval(estimate, '.1f', 100)}"
+        return NONE
+    return f"{100 * estimate.value:.1f}{break_}{interval(estimate, '.1f', 100)}"
 
 
 def _paired(paired: Paired | None) -> tuple[str, str, str]:
     if paired is None:
-        return _NONE, _NONE, _NONE
-    ratio = ratios = _NONE
+        return NONE, NONE, NONE
+    ratio = ratios = NONE
     if paired.ratio is not None and paired.ratios is not None:
-        ratio = f"{paired.ratio.value:.3f} {_interval(paired.ratio, '.3f')}".rstrip()
+        ratio = f"{paired.ratio.value:.3f} {interval(paired.ratio, '.3f')}".rstrip()
         ratios = f"{paired.ratios.median:.3f} ({paired.ratios.min:.3f} - {paired.ratios.max:.3f})"
-    difference = f"{paired.difference.value:+.2f} s {_interval(paired.difference, '+.2f')}".rstrip()
+    difference = f"{paired.difference.value:+.2f} s {interval(paired.difference, '+.2f')}".rstrip()
     return ratio, difference, ratios
 
 
 def _points(estimate: Estimate | None) -> str:
     if estimate is None:
-        return _NONE
-    return f"{100 * estimate.value:+.1f} points {_interval(estimate, '+.1f', 100)}".rstrip()
-
-
-def _interval(estimate: Estimate, form: str, scale: float = 1) -> str:
-    """Empty where there is none."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f"[{estimate.low * scale:{form}}, {estimate.high * scale:{form}}]"
+        return NONE
+    return f"{100 * estimate.value:+.1f} points {interval(estimate, '+.1f', 100)}".rstrip()
 
 
 def _tokens(setting: SettingAggregate) -> str:
-    return f"{_count(setting.prompt_tokens)} / {_count(setting.completion_tokens)}"
+    return f"{count(setting.prompt_tokens)} / {count(setting.completion_tokens)}"
 
 
 def _exits(setting: SettingAggregate) -> str:
     return f"{setting.exits} in {setting.exited} runs" if setting.exits else "0"
 
 
-def _count(spread: Spread | None) -> str:
-    """Whole, but for the median of an even number of small ones."""
-    if spread is None:
-        return _NONE
-    return f"{spread.median:g}" if spread.median < 10 else f"{spread.median:,.0f}"
-
-
 def _seconds(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.2f} s"
+    return NONE if value is None else f"{value:.2f} s"
 
 
 def _answer(result: RunResult) -> str:

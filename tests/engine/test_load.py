@@ -10,9 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from experiments.kernel.pair import Pair
 from experiments.load.command import main
 from experiments.load.fill import look_at_pools
-from experiments.overlap.client import Pair
 from launch.cluster import Cluster
 from tests.waiting import wait_until
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from experiments.overlap.client import Pair
+from experiments.kernel.pair import Pair
 from sglang_ext import protocol
 from sglang_ext.sessions import Limits, Refused, Session, SessionTable
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
 
 import pytest
 
 from experiments.kernel.client import ClientError
+from experiments.kernel.pair import Pair
 from experiments.kernel.target import TargetError, cluster_target
 from launch import preflight
 from launch.cluster import ClusterError
@@ -25,6 +27,11 @@ class FakeCluster:
     start_error: str | None = None
     flush_error: str | None = None
     url = "http://127.0.0.1:5"
+    workers = (
+        SimpleNamespace(role="prefill", url="http://127.0.0.1:6"),
+        SimpleNamespace(role="decode", url="http://127.0.0.1:7"),
+    )
+    router_urls: ClassVar = {"m": "http://127.0.0.1:8"}
 
     def __init__(self, config: Any, run_dir: Path, *, progress: bool) -> None:
         self.log.append(f"{config.name} in {run_dir.name}")
@@ -47,7 +54,7 @@ class FakeCluster:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cluster file; starting it starts a `FakeCluster`."""
-    monkeypatch.setattr("launch.cluster.Cluster", FakeCluster)
+    monkeypatch.setattr("experiments.kernel.target.Cluster", FakeCluster)
     monkeypatch.setattr("launch.preflight.check", lambda config: None)
     monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(FakeCluster, "log", [], raising=False)
@@ -62,6 +69,9 @@ def test_the_cluster_lives_as_long_as_the_experiment(cluster: Path, tmp_path: Pa
     assert FakeCluster.log == []
     with start(tmp_path / "logs") as target:
         assert target.url == FakeCluster.url
+        assert target.pair == Pair(
+            router="http://127.0.0.1:8", prefill="http://127.0.0.1:6", decode="http://127.0.0.1:7"
+        )
         assert target.flush is not None
         asyncio.run(_await(target.flush))
     assert FakeCluster.log == ["c in logs", "up", "flush", "down"]

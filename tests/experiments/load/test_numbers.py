@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.kernel.statistics import percentile
 from experiments.load.arrivals import make_arrivals, poisson
-from experiments.load.block import Block, BlockKey, count, measured, percentile, problems, tails, values
+from experiments.load.block import Block, BlockKey, count, measured, problems, tails, values
 from experiments.load.client import read_histogram
 from experiments.load.compare import compare, over, ratio, summarize
 from experiments.load.config import LoadConfig, Ramp, load_trace, parse_ramp, parse_setting

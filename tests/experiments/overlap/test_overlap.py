@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from experiments.kernel.client import ClientError
 from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
+from experiments.kernel.pair import Pair
 from experiments.kernel.target import TargetError
 from experiments.overlap import command as overlap
 from experiments.overlap import layer, stats, target, traffic, ttft
-from experiments.overlap.client import EngineClient, Pair, Snapshot, both
+from experiments.overlap.client import EngineClient, Snapshot, both
 from experiments.overlap.layer import Case, LayerBench, LayerParameters, Splice, spliced_case
 from experiments.overlap.loads import BusyDecode, LoadParameters, TokenSource, press
 from experiments.overlap.prompts import MODES, Marks, Mode, make_prompt

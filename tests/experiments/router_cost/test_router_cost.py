@@ -19,7 +19,6 @@ from experiments.router_cost.checks import ExitCost, MeasuredRun, chain_s, check
 from experiments.router_cost.goals import goals
 from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.stream import StreamCost
-from experiments.settings.aggregate import percentile
 from launch import state
 from launch.state import ClusterState, ProcessId, ProcessState
 from shell_router.config import ConfigError
@@ -75,12 +74,6 @@ def cost() -> ExitCost:
             (measured(8.0, router=0.08, assessor=0.0), measured(12.0, checks, router=0.24, assessor=0.6)),
         ]
     )
-
-
-def test_percentiles() -> None:
-    values = [float(number) for number in range(101)]
-    assert percentile(values, 0.5) == pytest.approx(50.0, abs=0.2)
-    assert percentile(values, 0.99) == pytest.approx(99.0, abs=0.2)
 
 
 def test_the_longest_chain_has_one_cluster_of_each_layer() -> None:

@@ -7,19 +7,13 @@ import statistics
 import msgspec
 import pytest
 
+from experiments.kernel.statistics import spread
+from experiments.kernel.tables import align
 from experiments.questions.config import QuestionsConfig
-from experiments.settings.aggregate import (
-    Paired,
-    aggregate,
-    exposed_prefill_s,
-    hidden_prefill_s,
-    pairs,
-    shown_pairs,
-    spread,
-)
+from experiments.settings.aggregate import Paired, aggregate, exposed_prefill_s, hidden_prefill_s, pairs, shown_pairs
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
-from experiments.settings.table import align, format_failures, format_question, format_table
+from experiments.settings.table import format_failures, format_question, format_table
 from shell_router.options import RunOptions
 from shell_router.record import CheckRecord, RunRecord
 from tests.experiments.records import make_record, make_result

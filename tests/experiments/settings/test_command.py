@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -440,10 +438,3 @@ def test_a_setting_is_sent_as_the_file_has_it(graft_run: Any, config: Path) -> N
     assert all(ask.graft == graft | {"slot_orders": {}, "forced": {}} for ask in router.asks)
     assert last_line(out)["comparisons"] == []
     assert Path(last_line(out)["timeline"]).exists()
-
-
-def test_url_mode_needs_nothing_of_the_launcher() -> None:
-    code = (
-        "import sys, experiments.settings.command;sys.exit(any(name.split('.')[0] == 'launch' for name in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
