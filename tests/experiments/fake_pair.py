@@ -41,8 +41,8 @@ class FakePair:
             [
                 web.post("/router/generate", self._generate),
                 web.get("/prefill/metrics", self._metrics),
-                web.get("/prefill/v1/loads", self._loads),
-                web.get(f"/prefill{protocol.STATUS_PATH}", self._status),
+                web.get("/{role}/v1/loads", self._loads),
+                web.get(f"/{{role}}{protocol.STATUS_PATH}", self._status),
                 web.post("/{role}/abort_request", self._abort),
                 web.post(f"/{{role}}{protocol.OPEN_PATH}", self._open),
                 web.post(f"/{{role}}{protocol.APPEND_PATH}", self._append),
@@ -123,7 +123,7 @@ class FakePair:
         count = body.sampling_params["max_new_tokens"] if role == "decode" else 1
         held = session.held
         table.end(session, "committed", "its request has taken over")
-        return await _answer(request, len(session.ids), held, count)
+        return await _answer(request, len(session.ids), held, count, stream=body.stream)
 
     async def _close(self, request: web.Request) -> web.Response:
         body = await _body(request, protocol.CloseRequest)
@@ -149,18 +149,19 @@ class FakePair:
         self.aborted.append((await request.json())["rid"])
         return web.Response()
 
-    async def _status(self, _: web.Request) -> web.Response:
+    async def _status(self, request: web.Request) -> web.Response:
+        role = request.match_info["role"]
         return _json(
             protocol.Status(
-                plugin_version="0", sglang_version="0", role="prefill", device="cpu", page_size=PAGE,
-                bootstrap_port=8998, hooks=(),
-                sessions=self.tables["prefill"].status(PAGE_BYTES) if self._sessions else None,
+                plugin_version="0", sglang_version="0", role="prefill" if role == "prefill" else "decode",
+                device="cpu", page_size=PAGE, bootstrap_port=8998 if role == "prefill" else None, hooks=(),
+                sessions=self.tables[role].status(PAGE_BYTES) if self._sessions else None,
                 refusal=None if self._sessions else protocol.Problem(code="incompatible", message="not on this one"),
             )
         )  # fmt: skip
 
     async def _loads(self, _: web.Request) -> web.Response:
-        return web.json_response({"loads": [{"max_total_num_tokens": POOL, "num_running_reqs": 0}]})
+        return web.json_response({"loads": [{"max_total_num_tokens": POOL, "num_used_tokens": 0}]})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         megabytes = sum(self._transfers) * PAGE_BYTES / 2**20
@@ -184,21 +185,30 @@ def _problem(problem: protocol.Problem) -> web.Response:
     return _json(protocol.ProblemReply(error=problem), problem.http_status)
 
 
-async def _answer(request: web.Request, prompt: int, cached: int, count: int) -> web.StreamResponse:
-    """`count` tokens, one an event, as SGLang streams them with `--incremental-streaming-output`."""
+async def _answer(
+    request: web.Request, prompt: int, cached: int, count: int, *, stream: bool = True
+) -> web.StreamResponse:
+    """`count` tokens, one an event, as SGLang streams them with `--incremental-streaming-output`; else the last."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+
+    def event(number: int) -> bytes:
+        return msgspec.json.encode(
+            {
+                "text": "",
+                "output_ids": [41_000 + number],
+                "meta_info": {
+                    "finish_reason": {"type": "length", "length": count} if number == count else None,
+                    "prompt_tokens": prompt,
+                    "completion_tokens": number,
+                    "cached_tokens": cached,
+                },
+            }
+        )
+
+    if not stream:
+        return web.Response(body=event(count), content_type="application/json")
     await response.prepare(request)
     for number in range(1, count + 1):
-        event = {
-            "text": "",
-            "output_ids": [41_000 + number],
-            "meta_info": {
-                "finish_reason": {"type": "length", "length": count} if number == count else None,
-                "prompt_tokens": prompt,
-                "completion_tokens": number,
-                "cached_tokens": cached,
-            },
-        }
-        await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
+        await response.write(b"data: " + event(number) + b"\n\n")
     await response.write(b"data: [DONE]\n\n")
     return response
