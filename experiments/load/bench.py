@@ -19,6 +19,7 @@ from experiments.load.folder import Folder
 from experiments.load.generator import OpenLoop, Outcome, Sample
 from experiments.load.progress import Progress
 from experiments.load.ramp import Knee, Search, judge
+from shell_router.errors import EngineError
 
 
 class Client(Protocol):
@@ -71,7 +72,8 @@ class Bench:
         flush: Callable[[], Awaitable[None]] | None = None,
         fill: Callable[[], AbstractAsyncContextManager[Fill]] | None = None,
     ) -> None:
-        """`flush` empties the workers' caches, `fill` keeps their pools occupied. Both raise `ClientError`."""
+        """`flush` empties the workers' caches, or raises `ClientError`; `fill` keeps their pools occupied, or raises
+        `EngineError`."""
         self._config = config
         self._client = client
         self._folder = folder
@@ -143,7 +145,7 @@ class Bench:
             if not any(sample.state == "done" for sample in samples):
                 # Overload may do that; a cluster that has died is no measurement.
                 await self._client.check()
-        except ClientError as error:
+        except (ClientError, EngineError) as error:
             raise TargetError(f"{key.name}: {error}") from error
         block = Block(
             key=key,

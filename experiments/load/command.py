@@ -22,11 +22,11 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
 from experiments.kernel.client import ClientError, RouterClient
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
+from experiments.kernel.engine import TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.pair import Pair
 from experiments.kernel.target import (
@@ -48,15 +48,14 @@ from experiments.load.config import (
     parse_setting,
     trace_duration,
 )
-from experiments.load.fill import Fill, look_at_pools
+from experiments.load.fill import Fill
 from experiments.load.folder import Begun, Folder
 from experiments.load.report import Report, make_report
 from experiments.load.show import format_report
-from experiments.overlap.client import EngineClient
-from experiments.overlap.loads import TokenSource
 from launch.config import load_cluster
 from shell_router.client_key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
+from shell_router.errors import EngineError
 
 DURATION_S = 60.0
 SETTINGS = ('blocking={"mode":"blocking"}', 'spliced={"mode":"spliced"}')
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"load: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except (TargetError, ClientError) as error:
+    except (TargetError, ClientError, EngineError) as error:
         print(f"load: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -157,13 +156,12 @@ async def _measure(config: LoadConfig, target: Target, folder: Folder, key: str 
             pair = config.pair or target.pair
             if pair is None:
                 raise TargetError("the workers whose pools are to be filled cannot be found")
-            engine = await stack.enter_async_context(EngineClient(pair, timeout_s=config.run_timeout_s))
-            http = await stack.enter_async_context(aiohttp.ClientSession())
+            engine = await stack.enter_async_context(open_pair(pair, timeout_s=config.run_timeout_s))
             tokens = TokenSource(config.seed, *config.fill.token_range)
 
             @contextlib.asynccontextmanager
             async def fill(parameters: FillParameters = config.fill) -> AsyncIterator[Fill]:
-                async with Fill(engine, lambda: look_at_pools(http, pair), tokens, parameters) as filling:
+                async with Fill(engine, tokens, parameters) as filling:
                     yield filling
 
         bench = Bench(config, client, folder, flush=target.flush, fill=fill)

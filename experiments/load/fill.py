@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Protocol, Self
 
-import aiohttp
 import msgspec
 
-from experiments.kernel.client import CALL_TIMEOUT_S, ClientError, describe, raise_for_status
-from experiments.kernel.pair import Pair
+from experiments.kernel.engine import OnTokens, Pool, TokenSource
 from experiments.kernel.statistics import Spread, spread
 from experiments.load.config import FillParameters
-from experiments.overlap.client import OnTokens, stop
-from experiments.overlap.loads import TokenSource
+from shell_router.errors import EngineError
 
 LOOK_S = 2.0
 """Between two looks at the pools."""
 PAUSE_S = 1.0
 """After a foreign request that failed."""
-
-
-class Pool(msgspec.Struct, frozen=True):
-    """A worker's KV pool, tokens. What its prefix cache could give up counts as free, as SGLang has it."""
-
-    used: int
-    size: int
 
 
 class FillRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,24 +39,19 @@ class FillRecord(msgspec.Struct, frozen=True, kw_only=True):
     decode_used: Spread | None
 
 
-class Generates(Protocol):
-    """What sends foreign requests: `EngineClient`."""
+class Engine(Protocol):
+    """What sends foreign requests and tells of pools: a `PairClient`."""
 
-    async def generate(
-        self, rid: str, ids: Sequence[int], sampling: dict[str, Any], on_tokens: OnTokens | None = None
-    ) -> object: ...
+    async def ask(self, kind: str, ids: Sequence[int], answer: int, on_tokens: OnTokens | None = None) -> object: ...
 
-
-Look = Callable[[], Awaitable[tuple[Pool, Pool]]]
-"""The pools of the prefill and of the decode worker. Raises `ClientError`."""
+    async def pools(self) -> tuple[Pool, Pool]: ...
 
 
 class Fill:
     """Fills while its context lasts; entered once all foreign requests decode."""
 
-    def __init__(self, engine: Generates, look: Look, tokens: TokenSource, parameters: FillParameters) -> None:
+    def __init__(self, engine: Engine, tokens: TokenSource, parameters: FillParameters) -> None:
         self._engine = engine
-        self._look = look
         self._tokens = tokens
         self._parameters = parameters
         self._tasks: list[asyncio.Task[None]] = []
@@ -78,12 +62,12 @@ class Fill:
         self._decode: list[float] = []
 
     async def __aenter__(self) -> Self:
-        """Raises `ClientError` when a first request fails."""
+        """Raises `EngineError` when a first request fails."""
         parameters = self._parameters
-        _, pool = await self._look()
+        _, pool = await self._engine.pools()
         count = parameters.requests(pool.size)
         if not count:
-            raise ClientError(
+            raise EngineError(
                 f"{parameters.share:.0%} of a pool of {pool.size} tokens has no room for a foreign request of "
                 f"{parameters.prompt} + {parameters.answer}"
             )
@@ -124,57 +108,27 @@ class Fill:
 
         while True:
             self._begun += 1
-            sampling = {"max_new_tokens": answer, "ignore_eos": True, "temperature": 0}
             try:
-                ids = self._tokens(self._parameters.prompt)
-                await self._engine.generate(f"foreign-{uuid.uuid4().hex}", ids, sampling, told)
-            except ClientError as error:
+                await self._engine.ask("foreign", self._tokens(self._parameters.prompt), answer, told)
+            except EngineError as error:
                 if not decoding.done():
                     decoding.set_exception(error)
                     return
                 self._failed += 1
-                self._errors[str(error)] = None
+                self._errors[error.message] = None
                 await asyncio.sleep(PAUSE_S)
             answer = self._parameters.answer
 
     async def _watch(self) -> None:
         while True:
             # A worker under pressure may be slow to answer; that is no reason to end the block.
-            with contextlib.suppress(ClientError):
-                prefill, decode = await self._look()
+            with contextlib.suppress(EngineError):
+                prefill, decode = await self._engine.pools()
                 self._prefill.append(prefill.used / prefill.size)
                 self._decode.append(decode.used / decode.size)
             await asyncio.sleep(LOOK_S)
 
     async def _stop(self) -> None:
-        await stop(self._tasks)
-
-
-class _Load(msgspec.Struct):
-    num_used_tokens: int
-    max_total_num_tokens: int
-
-
-class _Loads(msgspec.Struct):
-    loads: list[_Load]
-
-
-async def look_at_pools(http: aiohttp.ClientSession, pair: Pair) -> tuple[Pool, Pool]:
-    """Ask both workers. Raises `ClientError`."""
-    prefill, decode = await asyncio.gather(_pool(http, pair.prefill), _pool(http, pair.decode))
-    return prefill, decode
-
-
-async def _pool(http: aiohttp.ClientSession, url: str) -> Pool:
-    where = f"{url.rstrip('/')}/v1/loads"
-    try:
-        async with http.get(
-            where, params={"include": "core"}, timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
-        ) as response:
-            await raise_for_status(response)
-            load = msgspec.json.decode(await response.read(), type=_Loads).loads[0]
-    except (TimeoutError, aiohttp.ClientError) as error:
-        raise ClientError(f"{where}: {describe(error)}") from error
-    except (msgspec.DecodeError, IndexError) as error:
-        raise ClientError(f"{where} does not tell of a KV pool") from error
-    return Pool(load.num_used_tokens, load.max_total_num_tokens)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

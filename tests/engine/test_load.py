@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
+from experiments.kernel.engine import open_pair
 from experiments.kernel.pair import Pair
 from experiments.load.command import main
-from experiments.load.fill import look_at_pools
 from launch.cluster import Cluster
 from tests.waiting import wait_until
 
@@ -34,8 +33,8 @@ def load(cluster: Cluster, folder: Path, *more: str) -> list[str]:
 
 def used_tokens(cluster: Cluster) -> tuple[int, int]:
     async def look() -> tuple[int, int]:
-        async with aiohttp.ClientSession() as http:
-            prefill, decode = await look_at_pools(http, pair_of(cluster))
+        async with open_pair(pair_of(cluster)) as client:
+            prefill, decode = await client.pools()
         return prefill.used, decode.used
 
     return asyncio.run(look())

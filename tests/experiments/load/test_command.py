@@ -18,6 +18,7 @@ from aiohttp import web
 
 from experiments.kernel.client import ClientError
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from experiments.kernel.engine import OnTokens, Pool, TokenSource
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.target import TargetError
 from experiments.load.arrivals import Arrival, make_arrivals
@@ -26,13 +27,12 @@ from experiments.load.block import values
 from experiments.load.client import LoadClient
 from experiments.load.command import main
 from experiments.load.config import FillParameters, LoadConfig, Ramp, Setting
-from experiments.load.fill import Fill, Pool
+from experiments.load.fill import Fill
 from experiments.load.folder import Begun, Folder
 from experiments.load.generator import OpenLoop, Outcome, Sample
 from experiments.load.report import make_report
 from experiments.load.show import format_report
-from experiments.overlap.client import OnTokens
-from experiments.overlap.loads import TokenSource
+from shell_router.errors import EngineError
 from tests.experiments.fake_router import Ask, FakeRouter, Reply
 from tests.experiments.load.test_numbers import SPLICED, config
 
@@ -279,24 +279,22 @@ class Engine:
         self.prompts: list[tuple[int, ...]] = []
         self._fail = fail
 
-    async def generate(
-        self, rid: str, ids: Sequence[int], sampling: dict[str, Any], on_tokens: OnTokens | None = None
-    ) -> object:
-        assert rid.startswith("foreign-")
+    async def ask(self, kind: str, ids: Sequence[int], answer: int, on_tokens: OnTokens | None = None) -> object:
+        assert kind == "foreign"
         self.prompts.append(tuple(ids))
         if self._fail and len(self.prompts) >= self._fail:
-            raise ClientError("no more room")
+            raise EngineError("no more room")
         self.now += 1
         self.most = max(self.most, self.now)
         try:
             assert on_tokens is not None
             on_tokens([1])
-            await asyncio.sleep(sampling["max_new_tokens"])
+            await asyncio.sleep(answer)
         finally:
             self.now -= 1
         return None
 
-    async def look(self) -> tuple[Pool, Pool]:
+    async def pools(self) -> tuple[Pool, Pool]:
         return Pool(100, 1000), Pool(self.now * 120, 1000)
 
 
@@ -308,7 +306,7 @@ def test_foreign_requests_keep_the_pools_occupied(tmp_path: Path) -> None:
 
     async def work() -> None:
         def fill() -> Fill:
-            return Fill(engine, engine.look, tokens, parameters)
+            return Fill(engine, tokens, parameters)
 
         await Bench(wanted, Server({"blocking": 1.0, "spliced": 1.0}, places=50), folder, fill=fill).run()
 
@@ -333,10 +331,10 @@ def test_pools_that_cannot_be_filled_are_told(share: float, fail: int, told: str
     async def work() -> None:
         parameters = FillParameters(share=share, prompt=100, answer=20)
         engine = Engine(fail)
-        async with Fill(engine, engine.look, TokenSource(1, 1, 10**6), parameters):
+        async with Fill(engine, TokenSource(1, 1, 10**6), parameters):
             pass
 
-    with pytest.raises(ClientError, match=told):
+    with pytest.raises(EngineError, match=told):
         in_virtual_time(work())
 
 
@@ -344,7 +342,7 @@ def test_foreign_requests_that_fail_later_are_counted() -> None:
     async def work() -> Fill:
         parameters = FillParameters(share=0.8, prompt=100, answer=20)
         engine = Engine(fail=8)
-        async with Fill(engine, engine.look, TokenSource(1, 1, 10**6), parameters) as fill:
+        async with Fill(engine, TokenSource(1, 1, 10**6), parameters) as fill:
             await asyncio.sleep(60)
         return fill
 
