@@ -114,6 +114,6 @@ class Folder(Generic[C]):
         self._sessions.add(session)
 
 
-def write_document(path: Path, document: msgspec.Struct) -> None:
+def write_document(path: Path, document: object) -> None:
     """A JSON file that a person can read."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")

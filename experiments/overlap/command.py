@@ -1,4 +1,6 @@
-"""`python -m experiments.overlap`: blocking, resend and incremental prefill against each other, on one pair of workers.
+"""`graft bench overlap`: blocking, resend and incremental prefill against each other, on one pair of workers.
+
+What is measured is the router's own code, in this process: its sessions, and whole runs of its plan.
 
 Parts (`--part`):
 
@@ -9,13 +11,13 @@ Parts (`--part`):
     chain         two agents, the second reads the first
     traffic       first tokens of plain requests beside a pool full of sessions (see `traffic.py`)
 
-`--concurrency N` of second_layer, spliced and chain runs N layers at once. `DEFINITIONS` says what each number is and
+`--concurrency N` of second_layer, spliced and chain makes N runs at once. `DEFINITIONS` says what each number is and
 which are derived; they are in the result too.
 
 Modes are taken in a drawn order within each repetition, each with tokens of its own. Repetitions below 0 are warm-ups
 and in no number. Ratios are of one repetition, their mean is the geometric one. Tables go to stdout, whose last line is
-one JSON document. Samples go to `runs/<name>/samples.jsonl` as they end. `--out FILE` gets that document with all
-repetitions' values, for people and for later comparisons.
+one JSON document. Samples go to `runs/<name>/samples.jsonl` as they end, and an interrupt keeps them. `--out FILE` gets
+that document with all repetitions' values, for people and for later comparisons.
 
 Exit codes: 0 no sample failed (goals may be missed), 1 a sample or the cluster failed, 2 wrong cfg or command line,
 130 interrupted.
@@ -27,27 +29,25 @@ import argparse
 import asyncio
 import datetime
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from experiments.kernel.client import ClientError
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
+from experiments.kernel.command import EXIT_FAILED, terminate_like_interrupt
+from experiments.kernel.engine import PairClient, TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
+from experiments.kernel.folder import write_document
 from experiments.kernel.pair import Pair
 from experiments.kernel.statistics import FEW
 from experiments.kernel.target import TargetError
 from experiments.overlap import layer, show, stats, traffic, ttft
-from experiments.overlap.client import EngineClient, Facts
-from experiments.overlap.loads import Load, LoadParameters, TokenSource
+from experiments.overlap.loads import Load, LoadParameters
 from experiments.overlap.progress import Progress
-from experiments.overlap.prompts import MODES
-from experiments.overlap.stats import Goal, Sample
+from experiments.overlap.stats import MODES, Goal, Sample
 from experiments.overlap.target import StartPair, cluster_pair, running_pair
-from shell_router.config import ConfigError
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cfgs" / "cluster" / "cpu_smollm2.json"
 LOADS: tuple[Load, ...] = ("idle", "busy_decode", "pressure")
@@ -55,13 +55,14 @@ LAYER_PARTS = ("second_layer", "spliced", "chain")
 SHORT_INPUT = 64
 """Length of prompts and head where only what is spliced shall be long, tokens."""
 DEFINITIONS = {
-    "clock": "the client's own; the first token is the first event with output ids",
+    "clock": "the router's own, in the process that measures; the first token is the first event with output ids",
     "ttft_s": "ttft, scaling: from the commit to the successor's first token. second_layer, spliced, chain: from the "
     "end of the last precursor to the successor's first token, which is the exposed prefill",
     "run_ttft_s": "from the precursors' requests to the successor's first token",
     "layer_s": "second-layer latency: from the end of the last precursor to the end of the successor's answer",
     "total_s": "from the precursors' requests to the end of the successor's answer",
-    "append_s": "until the prefill worker's answer; of resend until the end of the probe request; blocking has none",
+    "append_s": "until both workers have answered; the first one opens the session. Of resend until the end of the "
+    "probe request; blocking has none",
     "hidden_prefill_s": "time appends were in flight before the last precursor ended",
     "hidden_prefill_fraction": "of the prompt's tokens. ttft, scaling: of incremental, those held after the last "
     "append less those computed again after it; of resend, `cached_tokens` of the committed request. second_layer, "
@@ -75,14 +76,14 @@ DEFINITIONS = {
     "recomputed_tokens": "of incremental the prefill worker's counter. Of resend derived: tokens of the former request "
     "that `cached_tokens` did not cover; SGLang reports the larger hit of prefill and decode worker, so it is a lower "
     "bound. Blocking sends everything once: 0",
+    "failed": "a sample whose request failed, and one of incremental that fell back to plain requests",
     "spread": "median, smallest, largest and number of the values",
     "ratio": "one mode / another of the same repetition (of runs at once: geometric mean of theirs). Geometric mean "
     "over repetitions with a 95 % interval, BCa bootstrap over repetitions; below 20 it is narrow: take it for a range",
     "warm-up": "repetitions below 0, in no number",
 }
 
-T = TypeVar("T")
-Work = Callable[[EngineClient, Facts], Coroutine[Any, Any, T]]
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,21 +98,50 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The values that the numbers are made of."""
 
 
-@dataclass(frozen=True)
 class Setup:
     """What a part is given."""
 
-    arguments: argparse.Namespace
-    start: StartPair
-    tokens: TokenSource
-    samples_file: Path
+    def __init__(self, arguments: argparse.Namespace, start: StartPair, samples_file: Path) -> None:
+        self.arguments = arguments
+        self.tokens = TokenSource(arguments.seed, *arguments.token_range)
+        self._start = start
+        self._samples_file = samples_file
 
     def progress(self, steps: int) -> Progress:
         """Of a part that takes `steps` samples in each repetition."""
-        return Progress(steps * (self.arguments.repetitions + 1), self.samples_file)
+        return Progress(steps * (self.arguments.repetitions + 1), self._samples_file)
 
+    def take(
+        self,
+        progress: Progress,
+        samples: Callable[[PairClient], AsyncGenerator[S]],
+        describe: Callable[[S], str],
+        *,
+        small: bool = False,
+    ) -> tuple[list[S], PairClient]:
+        """All samples of the pair, and its client, which is closed, for what it knows.
 
-Part = Callable[[Setup], Outcome]
+        Raises `TargetError` when sessions are wanted and the prefill worker has none.
+        """
+
+        wanted = "incremental" in self.arguments.modes or self.arguments.part == "traffic"
+
+        async def run(pair: Pair) -> tuple[list[S], PairClient]:
+            found: list[S] = []
+            async with open_pair(pair, timeout_s=self.arguments.timeout) as client:
+                status = client.status
+                if wanted and status.sessions is None:
+                    why = status.refusal.message if status.refusal else "it does not say why"
+                    raise TargetError(f"{pair.prefill} offers no incremental sessions: {why}")
+                progress.begin()
+                async with aclosing(samples(client)) as ended:
+                    async for sample in ended:
+                        progress.end(sample, describe(sample))
+                        found.append(sample)
+            return found, client
+
+        with self._start(small) as pair:
+            return asyncio.run(run(pair))
 
 
 def run_ttft(setup: Setup) -> Outcome:
@@ -125,45 +155,34 @@ def run_ttft(setup: Setup) -> Outcome:
             loads = [load for load in arguments.loads if (load == "pressure") is small]
             if not loads:
                 continue
+            cases = [ttft.Case(name=load, load=load, prompt=arguments.prompt) for load in loads]
 
-            async def work(client: EngineClient, facts: Facts, loads: Sequence[Load] = loads) -> None:
-                progress.begin()
-                bench = ttft.Bench(client, facts, setup.tokens, parameters, _telling(progress))
-                for load in loads:
-                    await bench.run(load, [parameters.prompt], cases=[load])
-                samples.extend(bench.samples)
-                if "incremental" in parameters.modes:
-                    goals.extend(ttft.goals(bench.samples, parameters, facts))
+            def run(client: PairClient, cases: Sequence[ttft.Case] = cases) -> AsyncGenerator[Sample]:
+                return ttft.Bench(client, setup.tokens, parameters).run(cases)
 
-            with setup.start(small) as pair:
-                _measure(pair, arguments.timeout, arguments.modes, work)
-    return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, ttft.result(samples), parameters, goals)
+            found, client = setup.take(progress, run, show.describe, small=small)
+            samples += found
+            if "incremental" in arguments.modes:
+                goals += ttft.goals(found, parameters, client.status)
+    return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, parameters, goals)
 
 
 def run_scaling(setup: Setup) -> Outcome:
     """A short and a long prompt, idle, in one shuffled order."""
     arguments = setup.arguments
     parameters = _ttft_parameters(arguments)
-    lengths = [arguments.prompt, arguments.long_prompt]
-    cases = [f"{length} tokens" for length in lengths]
-
-    with setup.progress(len(lengths) * len(parameters.modes)) as progress:
-
-        async def work(client: EngineClient, facts: Facts) -> list[Sample]:
-            progress.begin()
-            bench = ttft.Bench(client, facts, setup.tokens, parameters, _telling(progress))
-            await bench.run("idle", lengths, cases=cases)
-            return bench.samples
-
-        with setup.start(False) as pair:
-            samples = _measure(pair, arguments.timeout, arguments.modes, work)
-    goals = ttft.scaling_goals(samples, *cases) if "incremental" in parameters.modes else []
-    return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, ttft.result(samples), parameters, goals)
+    lengths = (arguments.prompt, arguments.long_prompt)
+    cases = [ttft.Case(name=f"{length} tokens", load="idle", prompt=length) for length in lengths]
+    with setup.progress(len(cases) * len(parameters.modes)) as progress:
+        samples, _ = setup.take(
+            progress, lambda client: ttft.Bench(client, setup.tokens, parameters).run(cases), show.describe
+        )
+    goals = ttft.scaling_goals(samples, *(case.name for case in cases)) if "incremental" in parameters.modes else []
+    return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, parameters, goals)
 
 
 def run_second_layer(setup: Setup) -> Outcome:
-    arguments = setup.arguments
-    answers = (arguments.precursor_answer,) * arguments.precursors
+    answers = (setup.arguments.precursor_answer,) * setup.arguments.precursors
     return _run_layer(setup, [layer.Case(name="second_layer", answers=answers)])
 
 
@@ -187,19 +206,11 @@ def run_traffic(setup: Setup) -> Outcome:
         seed=arguments.seed,
     )
     with setup.progress(2) as progress:
-
-        async def work(client: EngineClient, facts: Facts) -> tuple[list[traffic.TrafficSample], int]:
-            progress.begin()
-            bench = traffic.TrafficBench(
-                client, facts, setup.tokens, parameters, lambda s: progress.end(s, traffic.describe(s))
-            )
-            await bench.run()
-            return bench.samples, facts.pool_tokens
-
-        with setup.start(False) as pair:
-            samples, pool_tokens = _measure(pair, arguments.timeout, ["incremental"], work)
+        samples, client = setup.take(
+            progress, lambda client: traffic.TrafficBench(client, setup.tokens, parameters).run(), traffic.describe
+        )
     return Outcome(
-        numbers={**traffic.result(samples), "pool_tokens": pool_tokens},
+        numbers={**traffic.result(samples), "pool_tokens": client.pool_tokens},
         parameters=parameters,
         goals=traffic.goals(samples),
         failed=sum(sample.failed for sample in samples),
@@ -207,7 +218,7 @@ def run_traffic(setup: Setup) -> Outcome:
     )
 
 
-PARTS: dict[str, Part] = {
+PARTS: dict[str, Callable[[Setup], Outcome]] = {
     "ttft": run_ttft,
     "scaling": run_scaling,
     "second_layer": run_second_layer,
@@ -217,63 +228,44 @@ PARTS: dict[str, Part] = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one part; answers the exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    urls = (arguments.router_url, arguments.prefill_url, arguments.decode_url)
-    if any(urls) and not all(urls):
-        parser.error("--router-url, --prefill-url and --decode-url go together")
-    if arguments.prompt <= arguments.tail:
-        parser.error("--prompt must be longer than --tail")
-    if arguments.input_range is None:
-        arguments.input_range = (SHORT_INPUT, SHORT_INPUT) if arguments.part == "spliced" else (1, 2048)
-    lowest, highest = arguments.input_range
-    if not 1 <= lowest <= highest:
-        parser.error("--input-range must be two lengths, the smaller one first, and no less than 1")
-    if arguments.part == "spliced" and min(arguments.sizes) < arguments.precursors:
-        parser.error("--sizes must leave a token to each of --precursors")
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {arguments.out.parent}")
-    try:
-        with terminate_like_interrupt():
-            return _main(arguments, Pair(router=urls[0], prefill=urls[1], decode=urls[2]) if all(urls) else None)
-    except ConfigError as error:
-        print(f"overlap: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except (TargetError, ClientError) as error:
-        print(f"overlap: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("overlap: interrupted; samples that have ended are in the run folder", file=sys.stderr)
-        return EXIT_INTERRUPTED
+def main(argv: Sequence[str]) -> int:
+    """Measure one part; answers the exit code. Raises `GraftError` for what ends it."""
+    arguments = parse(argv)
+    with terminate_like_interrupt():
+        return measure(arguments)
 
 
-def _main(arguments: argparse.Namespace, pair: Pair | None) -> int:
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure the part that `arguments` (of `parse`) name, and tell; answers 0, or 1 when a sample failed."""
     now = datetime.datetime.now(datetime.UTC)
-    folder = arguments.runs_dir / f"overlap-{arguments.part}-{now:%Y%m%dT%H%M%SZ}"
-    start = running_pair(pair) if pair else cluster_pair(arguments.cluster, folder, arguments.pressure_tokens)
-    setup = Setup(
-        arguments=arguments,
-        start=start,
-        tokens=TokenSource(arguments.seed, *arguments.token_range),
-        samples_file=folder / "samples.jsonl",
-    )
+    folder: Path = arguments.runs_dir / f"overlap-{arguments.part}-{now:%Y%m%dT%H%M%SZ}"
+    running = arguments.router_url is not None
+    if running:
+        start = running_pair(
+            Pair(router=arguments.router_url, prefill=arguments.prefill_url, decode=arguments.decode_url)
+        )
+    else:
+        start = cluster_pair(arguments.cluster, folder, arguments.pressure_tokens)
+    samples = folder / "samples.jsonl"
     # What is measured is the code as it is now, not as it may be edited meanwhile.
     environment = describe_environment()
-    outcome = PARTS[arguments.part](setup)
+    try:
+        outcome = PARTS[arguments.part](Setup(arguments, start, samples))
+    except KeyboardInterrupt:
+        print(f"interrupted; samples that had ended are in {samples}", file=sys.stderr)
+        raise
     print("\n\n".join([*outcome.tables, *([show.format_goals(outcome.goals)] if outcome.goals else [])]))
     if outcome.tables and arguments.repetitions < FEW:
         print(f"\nOf fewer than {FEW} repetitions intervals are too narrow: take them for ranges.")
-    print(f"\nsamples  {setup.samples_file}")
+    print(f"\nsamples  {samples}")
     document = {
         "part": arguments.part,
         **outcome.numbers,
         "goals": outcome.goals,
         "failed": outcome.failed,
         "parameters": outcome.parameters,
-        "cluster": None if pair else arguments.cluster.name,
-        "samples": str(setup.samples_file),
+        "cluster": None if running else arguments.cluster.name,
+        "samples": str(samples),
         "environment": environment,
     }
     if arguments.out is not None:
@@ -284,7 +276,7 @@ def _main(arguments: argparse.Namespace, pair: Pair | None) -> int:
             "definitions": DEFINITIONS,
             "repetitions": outcome.repetitions,
         }
-        arguments.out.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n")
+        write_document(arguments.out, whole)
         print(f"summary  {arguments.out}")
     print("\n" + msgspec.json.encode(document).decode(), flush=True)
     return EXIT_FAILED if outcome.failed else 0
@@ -301,34 +293,11 @@ def _run_layer(setup: Setup, cases: Sequence[layer.Case]) -> Outcome:
         seed=arguments.seed,
     )
     with setup.progress(len(cases) * len(parameters.modes) * parameters.concurrency) as progress:
-
-        async def work(client: EngineClient, facts: Facts) -> list[Sample]:
-            progress.begin()
-            bench = layer.LayerBench(client, facts, setup.tokens, parameters, _telling(progress))
-            await bench.run(cases)
-            return bench.samples
-
-        with setup.start(False) as pair:
-            samples = _measure(pair, arguments.timeout, arguments.modes, work)
-    outcome = _outcome(arguments, samples, layer.VALUES, layer.COMPARED, layer.result(samples), parameters, [])
+        samples, _ = setup.take(
+            progress, lambda client: layer.LayerBench(client, setup.tokens, parameters).run(cases), show.describe
+        )
+    outcome = _outcome(arguments, samples, layer.VALUES, layer.COMPARED, parameters, [])
     return msgspec.structs.replace(outcome, numbers={"cases": cases, **outcome.numbers})
-
-
-def _telling(progress: Progress) -> Callable[[Sample], None]:
-    return lambda sample: progress.end(sample, show.describe(sample))
-
-
-def _measure(pair: Pair, timeout_s: float, modes: Sequence[str], work: Work[T]) -> T:
-    """Do `work` on the pair. Raises `TargetError` when sessions are wanted and the prefill worker has none."""
-
-    async def run() -> T:
-        async with EngineClient(pair, timeout_s=timeout_s) as client:
-            facts = await client.facts()
-            if "incremental" in modes and facts.sessions is None:
-                raise TargetError(f"{pair.prefill} offers no incremental sessions: {facts.refusal}")
-            return await work(client, facts)
-
-    return asyncio.run(run())
 
 
 def _ttft_parameters(arguments: argparse.Namespace) -> ttft.TtftParameters:
@@ -346,14 +315,14 @@ def _ttft_parameters(arguments: argparse.Namespace) -> ttft.TtftParameters:
 def _outcome(
     arguments: argparse.Namespace,
     samples: Sequence[Sample],
-    values: Mapping[str, stats.Value],
+    values: Sequence[str],
     compared: Sequence[str],
-    tables: Mapping[str, Any],
     parameters: msgspec.Struct,
     goals: list[Goal],
 ) -> Outcome:
+    tables = stats.tables(samples, values)
     failures = stats.failures(samples)
-    ratios = stats.against(samples, {name: values[name] for name in compared}, seed=arguments.seed)
+    ratios = stats.against(samples, compared, seed=arguments.seed)
     blocks: list[str] = []
     for case, failed in failures.items():
         # Always in this order, whichever mode came first.
@@ -375,6 +344,27 @@ def _outcome(
     )
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. Ends the process, as argparse does, when it is wrong."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    urls = (arguments.router_url, arguments.prefill_url, arguments.decode_url)
+    if any(urls) and not all(urls):
+        parser.error("--router-url, --prefill-url and --decode-url go together")
+    if arguments.prompt <= arguments.tail:
+        parser.error("--prompt must be longer than --tail")
+    if arguments.input_range is None:
+        arguments.input_range = (SHORT_INPUT, SHORT_INPUT) if arguments.part == "spliced" else (1, 2048)
+    lowest, highest = arguments.input_range
+    if not 1 <= lowest <= highest:
+        parser.error("--input-range must be two lengths, the smaller one first, and no less than 1")
+    if arguments.part == "spliced" and min(arguments.sizes) < arguments.precursors:
+        parser.error("--sizes must leave a token to each of --precursors")
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {arguments.out.parent}")
+    return arguments
+
+
 def _sizes(text: str) -> list[int]:
     """Comma-separated numbers of tokens, each once."""
     sizes = [int(part) for part in text.split(",")]
@@ -392,7 +382,7 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.overlap", description="Compare blocking, resend and incremental prefill."
+        prog="graft bench overlap", description="Compare blocking, resend and incremental prefill."
     )
     parser.add_argument("--part", choices=tuple(PARTS), default="ttft")
     where = parser.add_argument_group("where")
@@ -435,7 +425,3 @@ def _parser() -> argparse.ArgumentParser:
     plain.add_argument("--session-tokens", type=int, default=512)
     plain.add_argument("--fill", type=float, default=0.9, help="share of the pool that sessions come to")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,28 +1,60 @@
 """A second layer: precursors decode, a successor reads their answers. With one precursor it is a two-agent chain.
 
-The successor's prompt is a head and then the answers, each bound to its place when the prompt gets there: to the one
-that ended first, else to the one that is longest. Appends are whole pages, begin once all precursors decode, and go out
-one at a time with all that has become known; the commit follows the last token of the last answer.
+Each sample is a run of a tree by the router's own service, in this process: its plan decides on appends and slots, its
+sessions talk to the workers, its record has the times. Prompts are of random tokens, and so are the answers that
+successors read (`ForcedAnswer`): they are as long as they shall be, and the engine decodes as many tokens for each.
 
-Several such layers may run at once. A sample is one of them; what they moved together is shared out evenly.
+Several such runs may go on at once. A sample is one of them; what they moved together is shared out evenly.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import msgspec
 
-from experiments.kernel.client import ClientError
-from experiments.overlap import show, stats
-from experiments.overlap.client import EngineClient, Facts, Generated, Snapshot, stop
-from experiments.overlap.loads import TokenSource
-from experiments.overlap.prompts import Mode, Prompt, discard, make_prompt
-from experiments.overlap.stats import Sample
+from experiments.kernel.engine import MODEL, PairClient, TokenSource
+from experiments.overlap import stats
+from experiments.overlap.counters import Snapshot, moved, snapshot
+from experiments.overlap.stats import Mode, Sample
+from shell_router.assess.base import AssessError
+from shell_router.config import ConfigError
+from shell_router.core.early_exit import BallotKind
+from shell_router.core.prompt import Message
+from shell_router.core.retokenize import Pieces, Vocabulary
+from shell_router.core.tree import (
+    ANSWER_MARK,
+    ANSWERS_MARK,
+    AgentConfig,
+    FailurePolicy,
+    TemplateConfig,
+    Tree,
+    TreeConfig,
+    build_tree,
+)
+from shell_router.errors import RouterError
+from shell_router.options import ForcedAnswer, RunOptions
+from shell_router.record import AgentRecord, RunRecord
+from shell_router.service import RunRequest, Service
+from shell_router.transport.capabilities import SGLANG
+
+ROOT = "successor"
+VALUES = (
+    "ttft_s",
+    "layer_s",
+    "total_s",
+    "run_ttft_s",
+    "hidden_prefill_s",
+    "hidden_prefill_fraction",
+    "bytes_before_commit",
+    "bytes_after_commit",
+    "prompt_tokens",
+)
+"""What a sample tells."""
+COMPARED = ("ttft_s", "layer_s", "total_s", "run_ttft_s", "bytes_after_commit")
+"""What modes are compared by."""
 
 
 class LayerParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +64,7 @@ class LayerParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Precursors' prompts and the successor's head are this long, drawn uniformly."""
     answer: int = 16
     concurrency: int = 1
-    """Layers that run at once, each with tokens of its own."""
+    """Runs that go on at once, each with tokens of its own."""
     modes: tuple[Mode, ...]
     repetitions: int = 5
     warmups: int = 1
@@ -53,111 +85,28 @@ def spliced_case(tokens: int, precursors: int) -> Case:
     return Case(name=f"{tokens} tokens", answers=tuple(each + (i < more) for i in range(precursors)))
 
 
-class _Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """One run that has ended: its sample, and what its share of the moved bytes is found from."""
-
-    sample: Sample
-    inputs: tuple[int, ...]
-    """Lengths of the precursors' prompts."""
-    sent: int
-    """Tokens that appends took."""
-
-
-class _Append(msgspec.Struct, frozen=True, kw_only=True):
-    """One that was answered; times of `time.perf_counter()`, seconds."""
-
-    begun: float
-    ended: float
-    tokens: int
-
-
-class Splice:
-    """The successor's prompt as far as it is known. Pure."""
-
-    def __init__(self, head: Sequence[int], answers: int) -> None:
-        self._prefix = list(head)
-        self._answers: list[list[int]] = [[] for _ in range(answers)]
-        self._unbound = dict.fromkeys(range(answers))
-        self._ended: list[int] = []
-        self._bound: int | None = None
-        self._used = 0
-        """Tokens of the bound answer that are in the prefix."""
-        self._taken = 0
-
-    @property
-    def all_decode(self) -> bool:
-        return all(self._answers)
-
-    @property
-    def whole(self) -> bool:
-        return self._bound is None and not self._unbound
-
-    def add(self, answer: int, ids: Sequence[int]) -> None:
-        self._answers[answer].extend(ids)
-        self._advance()
-
-    def end(self, answer: int) -> None:
-        self._ended.append(answer)
-        self._advance()
-
-    def take(self, page_size: int) -> list[int]:
-        """Whole pages that have not been taken yet."""
-        return self._take(len(self._prefix) // page_size * page_size)
-
-    def rest(self) -> list[int]:
-        """All that has not been taken yet."""
-        return self._take(len(self._prefix))
-
-    def _take(self, until: int) -> list[int]:
-        ids = self._prefix[self._taken : until]
-        self._taken = max(self._taken, until)
-        return ids
-
-    def _advance(self) -> None:
-        while True:
-            if self._bound is None:
-                if not self._unbound or not self.all_decode:
-                    return
-                self._bound, self._used = self._next(), 0
-                del self._unbound[self._bound]
-            answer = self._answers[self._bound]
-            self._prefix += answer[self._used :]
-            self._used = len(answer)
-            if self._bound not in self._ended:
-                return
-            self._bound = None
-
-    def _next(self) -> int:
-        ended = [answer for answer in self._ended if answer in self._unbound]
-        return ended[0] if ended else max(self._unbound, key=lambda answer: len(self._answers[answer]))
-
-
 class LayerBench:
-    """Takes samples of a second layer. `samples` holds what has ended, whatever happens."""
+    """Takes samples of a second layer on one running pair."""
 
-    def __init__(
-        self,
-        client: EngineClient,
-        facts: Facts,
-        tokens: TokenSource,
-        parameters: LayerParameters,
-        told: Callable[[Sample], None] = show.announce,
-    ) -> None:
-        """`told` is called with each sample that has ended."""
+    def __init__(self, client: PairClient, tokens: TokenSource, parameters: LayerParameters) -> None:
         self._client = client
-        self._facts = facts
         self._tokens = tokens
         self._parameters = parameters
-        self._told = told
-        self.samples: list[Sample] = []
 
-    async def run(self, cases: Sequence[Case]) -> None:
-        """All repetitions. Within one, all modes of a case have prompts of the same lengths, each its own tokens.
+    async def run(self, cases: Sequence[Case]) -> AsyncGenerator[Sample]:
+        """All repetitions, samples as they end. Within one, all modes of a case have prompts of the same lengths, each
+        its own tokens.
 
-        Raises `ClientError` when a prompt could become longer than the pair can hold.
+        Raises `ConfigError` before anything is sent when a prompt could become longer than the pair can hold.
         """
         parameters = self._parameters
-        self._check(cases)
+        for case in cases:
+            longest = parameters.input_range[1] + sum(case.answers) + parameters.answer
+            if longest > self._client.pool_tokens:
+                raise ConfigError(
+                    f"{case.name}: a prompt and its answer may have {longest} tokens, "
+                    f"the prefill worker's KV pool has {self._client.pool_tokens}"
+                )
         draw = random.Random(f"{parameters.seed}/{'/'.join(case.name for case in cases)}")
         for repetition in range(-parameters.warmups, parameters.repetitions):
             lengths = {
@@ -172,161 +121,158 @@ class LayerBench:
             for case, mode in steps:
                 named = Sample(case=case.name, mode=mode, repetition=repetition, warmup=repetition < 0)
                 for sample in await self._side_by_side(named, case, lengths[case.name]):
-                    self.samples.append(sample)
-                    self._told(sample)
-
-    def _check(self, cases: Sequence[Case]) -> None:
-        """A prompt that is too long is told before anything is sent."""
-        for case in cases:
-            longest = self._bound(case) + self._parameters.answer
-            if longest > self._facts.pool_tokens:
-                raise ClientError(
-                    f"{case.name}: a prompt and its answer may have {longest} tokens, "
-                    f"the prefill worker's KV pool has {self._facts.pool_tokens}"
-                )
-
-    def _bound(self, case: Case) -> int:
-        """Most tokens of the successor's prompt."""
-        return self._parameters.input_range[1] + sum(case.answers)
+                    yield sample
 
     async def _side_by_side(self, named: Sample, case: Case, lengths: Sequence[Sequence[int]]) -> list[Sample]:
         """One sample of each run; of those that failed with the reason."""
-        before = await self._client.snapshot()
-        ended = await asyncio.gather(
-            *(self._try(msgspec.structs.replace(named, run=run), case, each) for run, each in enumerate(lengths))
-        )
-        layers = [each for each in ended if isinstance(each, _Layer)]
-        if len(layers) < len(ended):
+        before = await snapshot(self._client)
+        ended = await asyncio.gather(*(self._try(named.mode, case, each) for each in lengths))
+        samples = [_sample(named, number, record) for number, record in enumerate(ended)]
+        if any(sample.error is not None for sample in samples):
             # What the failed ones moved is not known.
-            return [each.sample if isinstance(each, _Layer) else each for each in ended]
-        after = await self._client.snapshot(before)
-        early, late = self._bytes(named.mode, layers, before, after)
-        return [
-            msgspec.structs.replace(each.sample, bytes_before_commit=early, bytes_after_commit=late) for each in layers
-        ]
+            return samples
+        records = [record for record in ended if isinstance(record, RunRecord)]
+        early, late = self._bytes(named.mode, records, before, await snapshot(self._client, before))
+        return [msgspec.structs.replace(each, bytes_before_commit=early, bytes_after_commit=late) for each in samples]
 
-    async def _try(self, named: Sample, case: Case, lengths: Sequence[int]) -> _Layer | Sample:
-        try:
-            return await self._measure(named, case, lengths)
-        except ClientError as error:
-            return msgspec.structs.replace(named, error=str(error))
-
-    async def _measure(self, named: Sample, case: Case, lengths: Sequence[int]) -> _Layer:
+    async def _try(self, mode: Mode, case: Case, lengths: Sequence[int]) -> RunRecord | RouterError:
         head, *inputs = [self._tokens(length) for length in lengths]
-        splice = Splice(head, len(inputs))
-        news = asyncio.Event()
-        prompt = make_prompt(named.mode, self._client, self._facts)
-        begin = time.perf_counter()
-        precursors = [
-            asyncio.create_task(self._precursor(i, ids, answer, splice, news))
-            for i, (ids, answer) in enumerate(zip(inputs, case.answers, strict=True))
-        ]
-        # Told of a failure as of a token.
-        for task in precursors:
-            task.add_done_callback(lambda _: news.set())
-        appends: list[_Append] = []
-        try:
-            answer = await self._successor(prompt, self._bound(case), splice, news, precursors, appends)
-        except BaseException:
-            await stop(precursors)
-            await discard(prompt)
-            raise
-        last = max(task.result().ended for task in precursors)
-        sample = msgspec.structs.replace(
-            named,
-            prompt_tokens=answer.prompt_tokens,
-            append_s=tuple(append.ended - append.begun for append in appends),
-            ttft_s=answer.first - last,
-            hidden_prefill_s=sum(max(0.0, min(append.ended, last) - append.begun) for append in appends),
-            hidden_prefill_fraction=sum(append.tokens for append in appends if append.ended <= last)
-            / answer.prompt_tokens,
-            run_ttft_s=answer.first - begin,
-            layer_s=answer.ended - last,
-            total_s=answer.ended - begin,
+        answers = {f"precursor-{n}": length for n, length in enumerate(case.answers)} | {ROOT: self._parameters.answer}
+        tree = layer_tree(head, dict(zip(answers, inputs, strict=False)))
+        service = Service(
+            trees=[tree],
+            models=self._client.models,
+            tokenizers={MODEL: _Characters()},
+            capabilities={MODEL: SGLANG},
+            engine=self._client.engine,
+            sessions=self._client.sessions,
+            assessor=_NothingCompared(),
+            compares=False,
         )
-        return _Layer(sample=sample, inputs=tuple(map(len, inputs)), sent=sum(append.tokens for append in appends))
+        options = RunOptions(
+            mode="blocking" if mode == "blocking" else "spliced",
+            transport=stats.transport_of(mode),
+            forced={agent: ForcedAnswer(ids=tuple(self._tokens(length)), text="") for agent, length in answers.items()},
+        )
+        try:
+            run = service.start(RunRequest(tree=tree.name, conversation=(Message("user", ""),), options=options))
+            async for _ in run.text():
+                pass
+        except RouterError as error:
+            return error
+        finally:
+            await service.close()
+        return run.record()
 
     def _bytes(
-        self, mode: Mode, layers: Sequence[_Layer], before: Snapshot, after: Snapshot
+        self, mode: Mode, runs: Sequence[RunRecord], before: Snapshot, after: Snapshot
     ) -> tuple[float | None, float | None]:
-        """KV bytes moved before and after the commit, for each of `layers` the mean of all. None when unknown."""
-        sessions, page_size = self._facts.sessions, self._facts.page_size
-        if sessions is None:
+        """KV bytes moved before and after the commit, for each of `runs` the mean of all. None when unknown."""
+        if before.sessions is None or after.sessions is None:
             return None, None
+        page_bytes = after.sessions.page_bytes
+        roots = [_root(run) for run in runs]
         if mode == "incremental":
-            if before.sessions is None or after.sessions is None:
-                return None, None
-            early = (after.sessions.early_pages - before.sessions.early_pages) * sessions.page_bytes
-            late = (after.sessions.commit_pages - before.sessions.commit_pages) * sessions.page_bytes
-            return early / len(layers), late / len(layers)
-        if before.transferred_bytes is None or after.transferred_bytes is None:
+            then, now = before.sessions.counters, after.sessions.counters
+            early, late = now.early_pages - then.early_pages, now.commit_pages - then.commit_pages
+            # Where there was no time for an append there was no session.
+            late += sum(self._pages(root.prompt_tokens) for root in roots if root.served_by == "plain")
+            return early * page_bytes / len(runs), late * page_bytes / len(runs)
+        transferred = moved(before, after)
+        if transferred is None:
             return None, None
-        moved = after.transferred_bytes - before.transferred_bytes
         # The precursors' prompts are in no cache: all their pages are moved.
-        pages = sum(-(-length // page_size) for layer in layers for length in layer.inputs)
-        moved -= pages * sessions.page_bytes
+        precursors = [agent for run in runs for agent in run.agents if agent.id != ROOT]
+        transferred -= sum(self._pages(agent.prompt_tokens) for agent in precursors) * page_bytes
         if mode == "blocking":
-            return 0.0, moved / len(layers)
-        late_pages = sum(-(-((layer.sample.prompt_tokens or 0) - layer.sent) // page_size) for layer in layers)
-        late = late_pages * sessions.page_bytes
-        return (moved - late) / len(layers), late / len(layers)
+            return 0.0, transferred / len(runs)
+        late = sum(self._pages(root.prompt_tokens - sum(chunk.tokens for chunk in root.chunks)) for root in roots)
+        return (transferred - late * page_bytes) / len(runs), late * page_bytes / len(runs)
 
-    async def _precursor(
-        self, index: int, ids: Sequence[int], tokens: int, splice: Splice, news: asyncio.Event
-    ) -> Generated:
-        def on_tokens(new: Sequence[int]) -> None:
-            splice.add(index, new)
-            news.set()
-
-        sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
-        answer = await self._client.generate(f"precursor-{uuid.uuid4().hex}", ids, sampling, on_tokens)
-        splice.end(index)
-        return answer
-
-    async def _successor(
-        self,
-        prompt: Prompt,
-        bound: int,
-        splice: Splice,
-        news: asyncio.Event,
-        precursors: Sequence[asyncio.Task[Generated]],
-        appends: list[_Append],
-    ) -> Generated:
-        await prompt.begin(bound)
-        while not splice.whole:
-            news.clear()
-            ids = splice.take(self._facts.page_size) if splice.all_decode else []
-            if ids:
-                begun = time.perf_counter()
-                seconds = await prompt.append(ids)
-                if seconds is not None:
-                    appends.append(_Append(begun=begun, ended=begun + seconds, tokens=len(ids)))
-            else:
-                await news.wait()
-            for task in precursors:
-                if task.done():
-                    task.result()
-        sampling = {"max_new_tokens": self._parameters.answer, "ignore_eos": True, "temperature": 0}
-        return await prompt.commit(splice.rest(), sampling)
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._client.status.page_size)
 
 
-VALUES: dict[str, stats.Value] = {
-    "ttft_s": lambda s: s.ttft_s,
-    "layer_s": lambda s: s.layer_s,
-    "total_s": lambda s: s.total_s,
-    "run_ttft_s": lambda s: s.run_ttft_s,
-    "hidden_prefill_s": lambda s: s.hidden_prefill_s,
-    "hidden_prefill_fraction": lambda s: s.hidden_prefill_fraction,
-    "bytes_before_commit": lambda s: s.bytes_before_commit,
-    "bytes_after_commit": lambda s: s.bytes_after_commit,
-    "prompt_tokens": lambda s: s.prompt_tokens,
-}
-"""What a sample tells, by name."""
-COMPARED: tuple[str, ...] = ("ttft_s", "layer_s", "total_s", "run_ttft_s", "bytes_after_commit")
-"""What modes are compared by."""
+def layer_tree(head: Sequence[int], inputs: Mapping[str, Sequence[int]]) -> Tree:
+    """Precursors with `inputs` for prompts, and a successor whose prompt is `head` and then their answers.
+
+    Nothing is asked for twice: a run in which something failed is no measurement.
+    """
+    templates = {name: TemplateConfig(user=_spell(ids)) for name, ids in inputs.items()}
+    templates[ROOT] = TemplateConfig(user=_spell(head) + ANSWERS_MARK, answer=ANSWER_MARK)
+    return build_tree(
+        TreeConfig(
+            name="second-layer",
+            model=MODEL,
+            agents=(
+                *(AgentConfig(id=name, template=name) for name in inputs),
+                AgentConfig(id=ROOT, template=ROOT, inputs=tuple(inputs)),
+            ),
+            templates=templates,
+            failures=FailurePolicy(attempts=1),
+        )
+    )
 
 
-def result(samples: Sequence[Sample]) -> dict[str, object]:
-    """All numbers by case and mode."""
-    tables = {name: stats.by_case_and_mode(samples, value) for name, value in VALUES.items()}
-    return {**tables, "append_s": stats.append_spreads(samples)}
+def _sample(named: Sample, number: int, record: RunRecord | RouterError) -> Sample:
+    named = msgspec.structs.replace(named, run=number)
+    if isinstance(record, RouterError):
+        return msgspec.structs.replace(named, error=record.message)
+    root = _root(record)
+    if root.fallback is not None:
+        return msgspec.structs.replace(named, error=f"it fell back to plain requests ({root.fallback})")
+    assert root.ready_s is not None
+    assert root.ended_s is not None
+    return msgspec.structs.replace(
+        named,
+        prompt_tokens=root.prompt_tokens,
+        append_s=tuple(chunk.answered_s - chunk.sent_s for chunk in root.chunks if chunk.answered_s is not None),
+        ttft_s=root.exposed_prefill_s,
+        hidden_prefill_s=root.hidden_prefill_s,
+        hidden_prefill_fraction=root.hidden_prefill_tokens / root.prompt_tokens,
+        run_ttft_s=record.ttft_s,
+        layer_s=root.ended_s - root.ready_s,
+        total_s=record.duration_s,
+    )
+
+
+def _root(record: RunRecord) -> AgentRecord:
+    return next(agent for agent in record.agents if agent.id == ROOT)
+
+
+def _spell(ids: Sequence[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+class _Characters:
+    """A tokenizer of which each character is the token of its code point: prompts of given ids, without a model's
+    files."""
+
+    fingerprint = "characters"
+    vocabulary = Vocabulary((), ())
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return "".join(message.content for message in messages)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        return list(map(ord, text))
+
+    def pieces(self, text: str) -> Pieces:
+        places = range(len(text))
+        return Pieces(list(map(ord, text)), [(at, at + 1) for at in places], places, list(text))
+
+
+class _NothingCompared:
+    """The assessor of trees without an early exit."""
+
+    def extend(self, run: str, agent: str, text: str) -> None: ...
+
+    def end(self, run: str, agent: str) -> None: ...
+
+    async def similarities(self, run: str, agents: Sequence[str]) -> list[float]:
+        raise AssessError("nothing is compared")
+
+    async def ballots(self, answers: Sequence[str], kind: BallotKind) -> list[int | None]:
+        raise AssessError("nothing is compared")
+
+    def forget(self, run: str, agent: str | None = None) -> None: ...

@@ -5,31 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import random
-import uuid
 from collections.abc import AsyncIterator
 from typing import Literal
 
 import msgspec
 
-from experiments.kernel.client import ClientError
-from experiments.overlap.client import EngineClient, stop
+from experiments.kernel.engine import PairClient, TokenSource
+from shell_router.errors import EngineError
+from shell_router.transport.both import stop_tasks
 
 Load = Literal["idle", "busy_decode", "pressure"]
 
 _BUSY_PROMPT = 32
-
-
-class TokenSource:
-    """Random prompts, no two alike: no cache is warm by accident."""
-
-    def __init__(self, seed: int, lowest: int, highest: int) -> None:
-        self._random = random.Random(seed)
-        self._lowest, self._highest = lowest, highest
-
-    def __call__(self, count: int) -> list[int]:
-        """`count` token ids."""
-        return [self._random.randint(self._lowest, self._highest) for _ in range(count)]
 
 
 class LoadParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +35,7 @@ class LoadParameters(msgspec.Struct, frozen=True, kw_only=True):
 class BusyDecode:
     """Plain requests that decode, each started again when it ends. Use as an async context manager."""
 
-    def __init__(self, client: EngineClient, tokens: TokenSource, parameters: LoadParameters) -> None:
+    def __init__(self, client: PairClient, tokens: TokenSource, parameters: LoadParameters) -> None:
         self._client = client
         self._tokens = tokens
         self._parameters = parameters
@@ -62,44 +49,40 @@ class BusyDecode:
         try:
             await self.check()
         except BaseException:
-            await stop(self._tasks)
+            await stop_tasks(*self._tasks)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await stop(self._tasks)
+        await stop_tasks(*self._tasks)
 
     async def check(self) -> None:
-        """Wait until all decode. Raises the `ClientError` that ended one of them."""
-        waits = [asyncio.create_task(_wait(event)) for event in self._decoding]
+        """Wait until all decode. Raises the `EngineError` that ended one of them."""
+        all_decode = asyncio.create_task(self._all_decode())
         try:
-            waiting = set(waits)
-            while waiting:
-                await asyncio.wait((*waiting, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
-                for task in self._tasks:
-                    if task.done():
-                        task.result()
-                waiting = {wait for wait in waiting if not wait.done()}
+            await asyncio.wait((all_decode, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
+            for task in self._tasks:
+                if task.done():
+                    task.result()
         finally:
-            await stop(waits)
+            await stop_tasks(all_decode)
+
+    async def _all_decode(self) -> None:
+        for event in self._decoding:
+            await event.wait()
 
     async def _decode(self, decoding: asyncio.Event) -> None:
-        sampling = {"max_new_tokens": self._parameters.busy_tokens, "ignore_eos": True, "temperature": 0}
         while True:
             self.begun += 1
-            await self._client.generate(
-                f"busy-{uuid.uuid4().hex}", self._tokens(_BUSY_PROMPT), sampling, lambda _: decoding.set()
+            await self._client.ask(
+                "busy", self._tokens(_BUSY_PROMPT), self._parameters.busy_tokens, lambda _: decoding.set()
             )
             decoding.clear()
 
 
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
-
-
 @contextlib.asynccontextmanager
 async def busy(
-    load: Load, client: EngineClient, tokens: TokenSource, parameters: LoadParameters
+    load: Load, client: PairClient, tokens: TokenSource, parameters: LoadParameters
 ) -> AsyncIterator[BusyDecode | None]:
     """The load that goes on all the time, if `load` has one."""
     if load != "busy_decode":
@@ -109,20 +92,16 @@ async def busy(
         yield running
 
 
-async def press(client: EngineClient, tokens: TokenSource, pool_tokens: int, parameters: LoadParameters) -> None:
-    """Fill the KV pool with foreign prompts, `foreign_rounds` times over. Raises `ClientError` when one fails."""
+async def press(client: PairClient, tokens: TokenSource, parameters: LoadParameters) -> None:
+    """Fill the KV pool with foreign prompts, `foreign_rounds` times over. Raises `EngineError` when one fails."""
     places = asyncio.Semaphore(parameters.foreign_at_once)
 
     async def one() -> None:
         async with places:
-            await client.generate(
-                f"foreign-{uuid.uuid4().hex}",
-                tokens(parameters.foreign_tokens),
-                {"max_new_tokens": 1, "temperature": 0},
-            )
+            await client.ask("foreign", tokens(parameters.foreign_tokens), 1)
 
-    count = math.ceil(parameters.foreign_rounds * pool_tokens / parameters.foreign_tokens)
+    count = math.ceil(parameters.foreign_rounds * client.pool_tokens / parameters.foreign_tokens)
     results = await asyncio.gather(*(one() for _ in range(count)), return_exceptions=True)
     failed = [result for result in results if isinstance(result, BaseException)]
     if failed:
-        raise ClientError(f"{len(failed)} of {count} foreign prompts failed, the first: {failed[0]}")
+        raise EngineError(f"{len(failed)} of {count} foreign prompts failed, the first: {failed[0]}")

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 
 from experiments.kernel.statistics import Spread
 from experiments.kernel.tables import NONE, align
 from experiments.overlap.stats import Against, Goal, Sample, Table
-
-
-def announce(sample: Sample) -> None:
-    """One line on stderr for a sample that has ended."""
-    print(describe(sample), file=sys.stderr, flush=True)
 
 
 def describe(sample: Sample) -> str:

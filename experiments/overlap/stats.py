@@ -6,16 +6,31 @@ Warm-up samples are in no number; failed ones are counted and are in no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from experiments.kernel.statistics import Estimate, Spread, geometric_mean, spread
-from experiments.overlap.prompts import Mode
+from shell_router.record import Transport
 
-Value = Callable[["Sample"], float | None]
+Mode = Literal["blocking", "resend", "incremental"]
+"""blocking: nothing is sent before the commit. resend, incremental: the transport of the appends."""
+MODES: tuple[Mode, ...] = get_args(Mode)
+BASES: tuple[tuple[Mode, Mode], ...] = (
+    ("resend", "blocking"),
+    ("incremental", "blocking"),
+    ("incremental", "resend"),
+)
+"""What is compared with what."""
+
 Table = dict[str, dict[str, Spread | None]]
 """By case (a load, a prompt length), then by mode."""
+
+
+def transport_of(mode: Mode) -> Transport:
+    """How the router's own sessions send what `mode` appends."""
+    return "resend" if mode == "resend" else "incremental"
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +74,6 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     met: bool | None
 
 
-BASES: tuple[tuple[Mode, Mode], ...] = (
-    ("resend", "blocking"),
-    ("incremental", "blocking"),
-    ("incremental", "resend"),
-)
-"""What is compared with what."""
-
-
 class Against(msgspec.Struct, frozen=True, kw_only=True):
     """One mode against another, repetition by repetition; below 1 it is less."""
 
@@ -86,14 +93,9 @@ def measured(samples: Iterable[Sample]) -> list[Sample]:
     return [sample for sample in samples if not sample.warmup and sample.error is None]
 
 
-def by_case_and_mode(samples: Sequence[Sample], value: Value) -> Table:
-    """Median and range of `value`; a case or mode all of whose samples failed is there, with None."""
-    return _table(samples, lambda group: spread(map(value, group)))
-
-
-def append_spreads(samples: Sequence[Sample]) -> Table:
-    """Over all appends of all samples."""
-    return _table(samples, lambda group: spread(seconds for sample in group for seconds in sample.append_s))
+def tables(samples: Sequence[Sample], values: Iterable[str]) -> dict[str, Table]:
+    """Median and range of each of `values` (fields of `Sample`), and over all appends; where all failed, None."""
+    return {name: _table(samples, name) for name in (*values, "append_s")}
 
 
 def failures(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
@@ -105,70 +107,12 @@ def failures(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def ratio(samples: Sequence[Sample], value: Value, above: tuple[str, Mode], below: tuple[str, Mode]) -> Spread | None:
-    """Median and range of `above` / `below`, each a case and a mode, over the repetitions that have both."""
-    return spread(_ratios(samples, value, above, below))
+def ratios(samples: Sequence[Sample], name: str, above: tuple[str, Mode], below: tuple[str, Mode]) -> list[float]:
+    """The field `name` of `above` / `below`, each a case and a mode: one for each repetition that has both, in order.
 
-
-def against(
-    samples: Sequence[Sample], values: Mapping[str, Value], *, seed: int
-) -> dict[str, dict[str, dict[str, Against]]]:
-    """By case, then by "mode / mode", then by the name in `values`: each mode against those named before it in `BASES`.
-
-    Where no repetition has both, there is no entry.
+    Runs of one repetition share the machine: they are no more than one, their geometric mean.
     """
-    found: dict[str, dict[str, dict[str, Against]]] = {}
-    modes: dict[str, set[Mode]] = {}
-    for sample in samples:
-        modes.setdefault(sample.case, set()).add(sample.mode)
-    for case, there in modes.items():
-        for mode, base in BASES:
-            if not {mode, base} <= there:
-                continue
-            for name, value in values.items():
-                each = _ratios(samples, value, (case, mode), (case, base))
-                if each:
-                    entry = Against(ratio=geometric_mean(each, seed=seed), ratios=spread(each), values=tuple(each))
-                    found.setdefault(case, {}).setdefault(f"{mode} / {base}", {})[name] = entry
-    return found
-
-
-def repetitions(
-    samples: Sequence[Sample], values: Mapping[str, Value]
-) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    """By case, mode and name: the value of every sample that counts, by repetition and run."""
-    found: dict[str, dict[str, dict[str, list[float | None]]]] = {}
-    for sample in sorted(measured(samples), key=lambda sample: (sample.repetition, sample.run)):
-        lists = found.setdefault(sample.case, {}).setdefault(sample.mode, {name: [] for name in values})
-        for name, value in values.items():
-            lists[name].append(value(sample))
-    return found
-
-
-def median(spread: Spread | None) -> float | None:
-    return spread.median if spread else None
-
-
-def largest(samples: Sequence[Sample], case: str, mode: Mode, value: Value) -> float | None:
-    """For bounds that every single sample must keep."""
-    known = [v for s in measured(samples) if (s.case, s.mode) == (case, mode) and (v := value(s)) is not None]
-    return max(known, default=None)
-
-
-def _table(samples: Sequence[Sample], summarize: Callable[[Sequence[Sample]], Spread | None]) -> Table:
-    table: Table = {}
-    for sample in samples:
-        table.setdefault(sample.case, {}).setdefault(sample.mode, None)
-    good = measured(samples)
-    for case, modes in table.items():
-        for mode in modes:
-            modes[mode] = summarize([s for s in good if (s.case, s.mode) == (case, mode)])
-    return table
-
-
-def _ratios(samples: Sequence[Sample], value: Value, above: tuple[str, Mode], below: tuple[str, Mode]) -> list[float]:
-    """One a repetition that has both, in order. Runs of one repetition share the machine: they are no more than one."""
-    values = {(sample.case, sample.mode, sample.repetition, sample.run): value(sample) for sample in measured(samples)}
+    values = {(s.case, s.mode, s.repetition, s.run): getattr(s, name) for s in measured(samples)}
     pairs: dict[int, list[float]] = {}
     for case, mode, repetition, run in sorted(values):
         top, bottom = values[case, mode, repetition, run], values.get((*below, repetition, run))
@@ -176,3 +120,53 @@ def _ratios(samples: Sequence[Sample], value: Value, above: tuple[str, Mode], be
         if (case, mode) == above and top and bottom:
             pairs.setdefault(repetition, []).append(top / bottom)
     return [math.exp(math.fsum(map(math.log, each)) / len(each)) for _, each in sorted(pairs.items())]
+
+
+def median_ratio(
+    samples: Sequence[Sample], name: str, above: tuple[str, Mode], below: tuple[str, Mode]
+) -> float | None:
+    found = spread(ratios(samples, name, above, below))
+    return found.median if found else None
+
+
+def against(
+    samples: Sequence[Sample], compared: Iterable[str], *, seed: int
+) -> dict[str, dict[str, dict[str, Against]]]:
+    """By case, then by "mode / mode", then by each of the fields `compared`: modes against those before in `BASES`.
+
+    Where no repetition has both, there is no entry.
+    """
+    found: dict[str, dict[str, dict[str, Against]]] = {}
+    for case in dict.fromkeys(sample.case for sample in samples):
+        for mode, base in BASES:
+            for name in compared:
+                if each := ratios(samples, name, (case, mode), (case, base)):
+                    entry = Against(ratio=geometric_mean(each, seed=seed), ratios=spread(each), values=tuple(each))
+                    found.setdefault(case, {}).setdefault(f"{mode} / {base}", {})[name] = entry
+    return found
+
+
+def repetitions(samples: Sequence[Sample], values: Sequence[str]) -> dict[str, dict[str, dict[str, list[Any]]]]:
+    """By case, mode and field: the value of every sample that counts, by repetition and run."""
+    found: dict[str, dict[str, dict[str, list[Any]]]] = {}
+    for sample in sorted(measured(samples), key=lambda sample: (sample.repetition, sample.run)):
+        lists = found.setdefault(sample.case, {}).setdefault(sample.mode, {name: [] for name in values})
+        for name in values:
+            lists[name].append(getattr(sample, name))
+    return found
+
+
+def largest(samples: Sequence[Sample], case: str, mode: Mode, name: str) -> float | None:
+    """For bounds that every single sample must keep."""
+    found = spread(getattr(sample, name) for sample in measured(samples) if (sample.case, sample.mode) == (case, mode))
+    return found.max if found else None
+
+
+def _table(samples: Sequence[Sample], name: str) -> Table:
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for sample in samples:
+        group = found.setdefault(sample.case, {}).setdefault(sample.mode, [])
+        if not sample.warmup and sample.error is None:
+            value = getattr(sample, name)
+            group.extend(value if isinstance(value, tuple) else (value,))
+    return {case: {mode: spread(group) for mode, group in modes.items()} for case, modes in found.items()}

@@ -6,18 +6,14 @@ import asyncio
 import contextlib
 import math
 import random
-import sys
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
 
-from experiments.kernel.client import ClientError
+from experiments.kernel.engine import PairClient, TokenSource, closing
 from experiments.kernel.statistics import percentile, spread
-from experiments.overlap.client import EngineClient, Facts
-from experiments.overlap.loads import TokenSource
-from experiments.overlap.prompts import Prompt, make_prompt
 from experiments.overlap.stats import Goal, goal
+from shell_router.errors import EngineError
 
 BOUND = 1.2
 
@@ -57,33 +53,19 @@ class TrafficSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrafficBench:
-    """Takes samples on one running pair. `samples` holds what has ended, whatever happens."""
+    """Takes samples on one running pair."""
 
-    def __init__(
-        self,
-        client: EngineClient,
-        facts: Facts,
-        tokens: TokenSource,
-        parameters: TrafficParameters,
-        told: Callable[[TrafficSample], None] | None = None,
-    ) -> None:
-        """`told` is called with each sample that has ended; without it a line goes to stderr."""
+    def __init__(self, client: PairClient, tokens: TokenSource, parameters: TrafficParameters) -> None:
         self._client = client
-        self._facts = facts
         self._tokens = tokens
         self._parameters = parameters
-        self._told = told or _announce
-        self.samples: list[TrafficSample] = []
 
-    async def run(self) -> None:
-        """All repetitions; which half comes first is drawn."""
-        parameters = self._parameters
-        draw = random.Random(parameters.seed)
-        for repetition in range(-parameters.warmups, parameters.repetitions):
+    async def run(self) -> AsyncGenerator[TrafficSample]:
+        """All repetitions, samples as they end; which half comes first is drawn."""
+        draw = random.Random(self._parameters.seed)
+        for repetition in range(-self._parameters.warmups, self._parameters.repetitions):
             for with_sessions in draw.sample((False, True), 2):
-                sample = await self._measure(with_sessions, repetition)
-                self.samples.append(sample)
-                self._told(sample)
+                yield await self._measure(with_sessions, repetition)
 
     async def _measure(self, with_sessions: bool, repetition: int) -> TrafficSample:
         errors: list[str] = []
@@ -92,7 +74,7 @@ class TrafficBench:
             replies = await self._requests()
             held_after = await self._held()
         times = tuple(reply for reply in replies if isinstance(reply, float))
-        errors += [str(reply) for reply in replies if isinstance(reply, ClientError)]
+        errors += [reply.message for reply in replies if isinstance(reply, EngineError)]
         return TrafficSample(
             with_sessions=with_sessions,
             repetition=repetition,
@@ -108,46 +90,39 @@ class TrafficBench:
     @contextlib.asynccontextmanager
     async def _sessions(self, errors: list[str]) -> AsyncIterator[int]:
         """Open and fill sessions until they come to the wanted share, or one is refused; closed at the end."""
-        parameters = self._parameters
-        wanted = int(parameters.fill * self._facts.pool_tokens) // parameters.session
-        filled: list[Prompt] = []
-        try:
-            for _ in range(wanted):
-                prompt = make_prompt("incremental", self._client, self._facts)
+        length = self._parameters.session
+        count = 0
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(int(self._parameters.fill * self._client.pool_tokens) // length):
+                _, session = self._client.session("held", transport="incremental", answer=1, max_prompt_tokens=length)
+                await stack.enter_async_context(closing(session))
                 try:
-                    await prompt.begin(parameters.session)
-                    filled.append(prompt)
-                    await prompt.append(self._tokens(parameters.session))
-                except ClientError as error:
-                    errors.append(str(error))
+                    await session.append(self._tokens(length))
+                except EngineError as error:
+                    errors.append(error.message)
                     break
-            yield len(filled)
-        finally:
-            for prompt in filled:
-                try:
-                    await prompt.close()
-                except ClientError as error:
-                    errors.append(str(error))
+                if session.fallback is not None:
+                    errors.append(f"no session ({session.fallback})")
+                    break
+                count += 1
+            yield count
 
-    async def _requests(self) -> Sequence[float | ClientError]:
+    async def _requests(self) -> Sequence[float | EngineError]:
         parameters = self._parameters
         places = asyncio.Semaphore(parameters.at_once)
-        sampling = {"max_new_tokens": parameters.answer, "ignore_eos": True, "temperature": 0}
 
-        async def one() -> float | ClientError:
+        async def one() -> float | EngineError:
             async with places:
                 try:
-                    answer = await self._client.generate(
-                        f"plain-{uuid.uuid4().hex}", self._tokens(parameters.prompt), sampling
-                    )
-                except ClientError as error:
+                    answer = await self._client.ask("plain", self._tokens(parameters.prompt), parameters.answer)
+                except EngineError as error:
                     return error
                 return answer.ttft_s
 
         return await asyncio.gather(*(one() for _ in range(parameters.requests)))
 
     async def _held(self) -> int | None:
-        sessions = await self._client.sessions()
+        sessions = await self._client.sessions_status()
         return sessions.held_tokens if sessions else None
 
 
@@ -163,25 +138,22 @@ def describe(sample: TrafficSample) -> str:
 
 def result(samples: Sequence[TrafficSample]) -> dict[str, object]:
     """Over all requests of all repetitions, without sessions and with them."""
-    return {name: _half(_counted(samples, with_sessions)) for name, with_sessions in _HALVES.items()}
+    return {
+        "without_sessions": _half(_counted(samples, with_sessions=False)),
+        "with_sessions": _half(_counted(samples, with_sessions=True)),
+    }
 
 
 def goals(samples: Sequence[TrafficSample]) -> list[Goal]:
-    without, with_sessions = (_p99(_counted(samples, kind)) for kind in (False, True))
+    full = _counted(samples, with_sessions=True)
+    without, with_sessions = _p99(_counted(samples, with_sessions=False)), _p99(full)
     # Without sessions in it the second half says nothing of them.
-    pressed = all(sample.sessions for sample in _counted(samples, True))
+    pressed = all(sample.sessions for sample in full)
     value = with_sessions / without if pressed and with_sessions is not None and without else None
     return [goal("p99 of plain requests' ttft, with sessions against without", value, BOUND)]
 
 
-_HALVES = {"without_sessions": False, "with_sessions": True}
-
-
-def _announce(sample: TrafficSample) -> None:
-    print(describe(sample), file=sys.stderr, flush=True)
-
-
-def _counted(samples: Sequence[TrafficSample], with_sessions: bool) -> list[TrafficSample]:
+def _counted(samples: Sequence[TrafficSample], *, with_sessions: bool) -> list[TrafficSample]:
     return [sample for sample in samples if sample.with_sessions == with_sessions and not sample.warmup]
 
 

@@ -1,22 +1,27 @@
 """How long the first token takes once the prompt is whole, and what had to happen before.
 
 A prompt of random tokens is written in chunks, each as soon as the one before has been answered; then comes the tail
-with the commit. Between the two the counters of the prefill worker are read, which no time counts.
+with the commit. Between the two the counters of the prefill worker are read, which no time counts. Who writes is the
+session that a run of the router would use: `resend` and `incremental` are its transports, and `blocking` commits all.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
-from experiments.kernel.client import ClientError
-from experiments.overlap import show, stats
-from experiments.overlap.client import EngineClient, Facts, Snapshot
-from experiments.overlap.loads import BusyDecode, Load, LoadParameters, TokenSource, busy, press
-from experiments.overlap.prompts import Marks, Mode, discard, make_prompt
-from experiments.overlap.stats import Goal, Sample, goal
+from experiments.kernel.engine import PairClient, TokenSource, closing, read_answer
+from experiments.overlap import stats
+from experiments.overlap.counters import Snapshot, moved, snapshot
+from experiments.overlap.loads import BusyDecode, Load, LoadParameters, busy, press
+from experiments.overlap.stats import Goal, Mode, Sample, goal
+from sglang_ext.protocol import Status
+from shell_router.errors import EngineError
+from shell_router.transport.base import Finish
 
 
 class TtftParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,88 +39,111 @@ class TtftParameters(msgspec.Struct, frozen=True, kw_only=True):
     loads: LoadParameters = LoadParameters()
 
 
-RESEND_BOUNDS: dict[Load, float] = {"idle": 1.1, "busy_decode": 0.7, "pressure": 0.3}
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """What is compared within: `prompt` tokens under `load`."""
+
+    name: str
+    load: Load
+    prompt: int
+
+
+RESEND_BOUNDS: dict[str, float] = {"idle": 1.1, "busy_decode": 0.7, "pressure": 0.3}
 BLOCKING_BOUND = 0.2
 SCALING_BOUND = 2.5
+VALUES = ("ttft_s", "bytes_before_commit", "bytes_after_commit", "recomputed_tokens", "hidden_prefill_fraction")
+"""What a sample tells."""
+COMPARED = ("ttft_s", "bytes_after_commit")
+"""What modes are compared by."""
+
+
+class Marks(msgspec.Struct, frozen=True, kw_only=True):
+    """The prefill worker's counters around the parts of one prompt's life."""
+
+    before: Snapshot
+    """Nothing was sent yet."""
+    early: Snapshot
+    """The last append has been answered."""
+    ready: Snapshot
+    """Just before the commit; foreign requests may have come in between."""
+    after: Snapshot
+    """The answer has ended."""
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prompt cost. None where there is no way to know."""
+
+    bytes_before_commit: int | None = None
+    bytes_after_commit: int | None = None
+    """KV moved from prefill to decode worker."""
+    recomputed_tokens: int | None = None
+    """Prompt tokens whose KV was computed more than once."""
+    hidden_tokens: int | None = None
+    """Prompt tokens whose KV had been computed before the commit and still was there for it."""
 
 
 class Bench:
-    """Takes samples on one running pair. `samples` holds what has ended, whatever happens."""
+    """Takes samples on one running pair."""
 
-    def __init__(
-        self,
-        client: EngineClient,
-        facts: Facts,
-        tokens: TokenSource,
-        parameters: TtftParameters,
-        told: Callable[[Sample], None] = show.announce,
-    ) -> None:
-        """`told` is called with each sample that has ended."""
+    def __init__(self, client: PairClient, tokens: TokenSource, parameters: TtftParameters) -> None:
         self._client = client
-        self._facts = facts
         self._tokens = tokens
         self._parameters = parameters
-        self._told = told
         self._last: Snapshot | None = None
-        self.samples: list[Sample] = []
 
-    async def run(self, load: Load, prompts: Sequence[int], *, cases: Sequence[str]) -> None:
-        """All repetitions under `load`, for each prompt length under its name in `cases`; what comes first is drawn."""
+    async def run(self, cases: Sequence[Case]) -> AsyncGenerator[Sample]:
+        """All repetitions of `cases`, load by load; under one, which case and mode come first is drawn.
+
+        Samples come as they end, those that failed too. Raises `EngineError` when a load does not begin.
+        """
         parameters = self._parameters
-        draw = random.Random(f"{parameters.seed}/{load}")
-        self._last = await self._client.snapshot()
-        async with busy(load, self._client, self._tokens, parameters.loads) as background:
-            for repetition in range(-parameters.warmups, parameters.repetitions):
-                steps = [
-                    (case, prompt, mode)
-                    for case, prompt in zip(cases, prompts, strict=True)
-                    for mode in parameters.modes
-                ]
-                draw.shuffle(steps)
-                for case, prompt, mode in steps:
-                    named = Sample(case=case, mode=mode, repetition=repetition, warmup=repetition < 0)
-                    try:
-                        sample = await self._measure(named, prompt, load, background)
-                    except ClientError as error:
-                        sample = msgspec.structs.replace(named, error=str(error))
-                    self.samples.append(sample)
-                    self._told(sample)
+        for load, under in itertools.groupby(cases, key=lambda case: case.load):
+            draw = random.Random(f"{parameters.seed}/{load}")
+            each = [(case, mode) for case in under for mode in parameters.modes]
+            self._last = await snapshot(self._client)
+            async with busy(load, self._client, self._tokens, parameters.loads) as background:
+                for repetition in range(-parameters.warmups, parameters.repetitions):
+                    for case, mode in draw.sample(each, len(each)):
+                        named = Sample(case=case.name, mode=mode, repetition=repetition, warmup=repetition < 0)
+                        try:
+                            yield await self._measure(named, case, background)
+                        except EngineError as error:
+                            yield msgspec.structs.replace(named, error=error.message)
 
-    async def _measure(self, named: Sample, length: int, load: Load, background: BusyDecode | None) -> Sample:
+    async def _measure(self, named: Sample, case: Case, background: BusyDecode | None) -> Sample:
         if background is not None:
             await background.check()
-        parameters, client = self._parameters, self._client
-        prompt = make_prompt(named.mode, client, self._facts)
+        parameters, client, length = self._parameters, self._client, case.prompt
+        name, session = client.session(
+            "overlap", transport=stats.transport_of(named.mode), answer=parameters.answer, max_prompt_tokens=length
+        )
         ids = self._tokens(length)
-        early_tokens = length - parameters.tail
-        before = await client.snapshot(self._last)
+        sent = 0 if named.mode == "blocking" else length - parameters.tail
+        before = await snapshot(client, self._last)
         begun = background.begun if background else 0
         append_s: list[float] = []
-        try:
-            await prompt.begin(length)
-            for start in range(0, early_tokens, parameters.chunk):
-                seconds = await prompt.append(ids[start : min(start + parameters.chunk, early_tokens)])
-                if seconds is not None:
-                    append_s.append(seconds)
-            early = await client.snapshot(before)
-            if load == "pressure":
-                await press(client, self._tokens, self._facts.pool_tokens, parameters.loads)
-            ready = await client.snapshot(before)
-            sampling = {"max_new_tokens": parameters.answer, "ignore_eos": True, "temperature": 0}
-            answer = await prompt.commit(ids[early_tokens:], sampling)
-            after = await client.snapshot(before)
-        except BaseException:
-            await discard(prompt)
-            raise
+        async with closing(session):
+            for start in range(0, sent, parameters.chunk):
+                began = time.perf_counter()
+                await session.append(ids[start : min(start + parameters.chunk, sent)])
+                append_s.append(time.perf_counter() - began)
+            early = await snapshot(client, before)
+            if case.load == "pressure":
+                await press(client, self._tokens, parameters.loads)
+            ready = await snapshot(client, before)
+            answer = await read_answer(session.commit(ids[sent:]))
+            after = await snapshot(client, before)
         self._last = after
+        if session.fallback is not None:
+            raise EngineError(f"it fell back to plain requests ({session.fallback})")
         if background is not None:
             await background.check()
-        account = prompt.account(Marks(before=before, early=early, ready=ready, after=after), answer)
+        requests = [finish for request, finish in client.engine.finished if request.startswith(name)]
+        account = account_of(named.mode, name, Marks(before=before, early=early, ready=ready, after=after), requests)
         # Plain modes read the bytes of all requests: with another one in between they are not this prompt's.
         alone = named.mode == "incremental" or background is None or background.begun == begun
         return msgspec.structs.replace(
             named,
-            prompt_tokens=answer.prompt_tokens,
+            prompt_tokens=answer.finish.prompt_tokens,
             ttft_s=answer.ttft_s,
             append_s=tuple(append_s),
             bytes_before_commit=account.bytes_before_commit if alone else None,
@@ -125,51 +153,61 @@ class Bench:
         )
 
 
-VALUES: dict[str, stats.Value] = {
-    "ttft_s": lambda s: s.ttft_s,
-    "bytes_before_commit": lambda s: s.bytes_before_commit,
-    "bytes_after_commit": lambda s: s.bytes_after_commit,
-    "recomputed_tokens": lambda s: s.recomputed_tokens,
-    "hidden_prefill_fraction": lambda s: s.hidden_prefill_fraction,
-}
-"""What a sample tells, by name."""
-COMPARED: tuple[str, ...] = ("ttft_s", "bytes_after_commit")
-"""What modes are compared by."""
+def account_of(mode: Mode, session: str, marks: Marks, requests: Sequence[Finish]) -> Account:
+    """What the prompt of the session of this id cost. `requests` are its plain requests, the committed one last."""
+    if mode == "incremental":
+        return _of_session(session, marks)
+    again = sent = 0
+    for request in requests:
+        # What earlier requests had computed and no cache had any more.
+        again += max(0, sent - request.cached_tokens)
+        sent = request.prompt_tokens
+    return Account(
+        bytes_before_commit=0 if mode == "blocking" else moved(marks.before, marks.early),
+        bytes_after_commit=moved(marks.ready, marks.after),
+        recomputed_tokens=again,
+        hidden_tokens=0 if mode == "blocking" else requests[-1].cached_tokens,
+    )
 
 
-def result(samples: Sequence[Sample]) -> dict[str, object]:
-    """All numbers by case and mode."""
-    tables = {name: stats.by_case_and_mode(samples, value) for name, value in VALUES.items()}
-    return {**tables, "append_s": stats.append_spreads(samples)}
+def _of_session(session: str, marks: Marks) -> Account:
+    status = marks.early.sessions
+    if status is None or not (marks.before.sessions and marks.ready.sessions and marks.after.sessions):
+        return Account()
+    before, early, ready, after = (
+        each.counters for each in (marks.before.sessions, status, marks.ready.sessions, marks.after.sessions)
+    )
+    held = sum(each.held_tokens for each in status.open if each.session_id == session)
+    again_late = after.recomputed_tokens - ready.recomputed_tokens
+    # What was let go after the last append must be computed again; without a count of it there is no number.
+    counted = after.lets_go == early.lets_go or again_late > 0
+    return Account(
+        bytes_before_commit=(after.early_pages - before.early_pages) * status.page_bytes,
+        bytes_after_commit=(after.commit_pages - before.commit_pages) * status.page_bytes,
+        recomputed_tokens=after.recomputed_tokens - before.recomputed_tokens if counted else None,
+        hidden_tokens=held - again_late if counted else None,
+    )
 
 
-def goals(samples: Sequence[Sample], parameters: TtftParameters, facts: Facts) -> list[Goal]:
-    """Of the part `ttft`, whose cases are loads."""
+def goals(samples: Sequence[Sample], parameters: TtftParameters, status: Status) -> list[Goal]:
+    """Of the part `ttft`, whose cases are loads, on a prefill worker of this `status`."""
+    assert status.sessions is not None
     found: list[Goal] = []
-    cases = dict.fromkeys(sample.case for sample in samples)
-    for load, bound in RESEND_BOUNDS.items():
-        if load not in cases:
-            continue
+    last_pages = -(-parameters.tail // status.page_size) + 1
+    for load in dict.fromkeys(sample.case for sample in samples):
         mine: tuple[str, Mode] = (load, "incremental")
         if load == "idle":
-            against = stats.ratio(samples, _ttft, mine, (load, "blocking"))
-            found.append(goal("idle: ttft against blocking", stats.median(against), BLOCKING_BOUND))
-        against = stats.ratio(samples, _ttft, mine, (load, "resend"))
-        found.append(goal(f"{load}: ttft against resend", stats.median(against), bound))
-        again = stats.largest(samples, *mine, lambda s: s.recomputed_tokens)
-        found.append(goal(f"{load}: recomputed tokens", again, 0))
-        if facts.sessions is not None:
-            pages = -(-parameters.tail // facts.page_size) + 1
-            late = stats.largest(samples, *mine, lambda s: s.bytes_after_commit)
-            found.append(goal(f"{load}: bytes after the commit", late, pages * facts.sessions.page_bytes))
+            value = stats.median_ratio(samples, "ttft_s", mine, (load, "blocking"))
+            found.append(goal("idle: ttft against blocking", value, BLOCKING_BOUND))
+        value = stats.median_ratio(samples, "ttft_s", mine, (load, "resend"))
+        found.append(goal(f"{load}: ttft against resend", value, RESEND_BOUNDS[load]))
+        found.append(goal(f"{load}: recomputed tokens", stats.largest(samples, *mine, "recomputed_tokens"), 0))
+        late = stats.largest(samples, *mine, "bytes_after_commit")
+        found.append(goal(f"{load}: bytes after the commit", late, last_pages * status.sessions.page_bytes))
     return found
 
 
 def scaling_goals(samples: Sequence[Sample], short: str, long: str) -> list[Goal]:
     """Of the part `scaling`, whose cases are prompt lengths."""
-    growth = stats.ratio(samples, _ttft, (long, "incremental"), (short, "incremental"))
-    return [goal(f"incremental: ttft at {long} against {short}", stats.median(growth), SCALING_BOUND)]
-
-
-def _ttft(sample: Sample) -> float | None:
-    return sample.ttft_s
+    growth = stats.median_ratio(samples, "ttft_s", (long, "incremental"), (short, "incremental"))
+    return [goal(f"incremental: ttft at {long} against {short}", growth, SCALING_BOUND)]

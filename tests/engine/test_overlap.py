@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.overlap import command as overlap
-from experiments.overlap.prompts import MODES
+from experiments.overlap.stats import MODES
 from launch.cluster import Cluster
 
 pytestmark = pytest.mark.engine

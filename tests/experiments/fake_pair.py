@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any, TypeVar
 
@@ -25,9 +26,13 @@ LIMITS = Limits(
 class FakePair:
     """Serves on a free port of 127.0.0.1; use as an async context manager."""
 
-    def __init__(self, *, sessions: bool = True, fail: Counter[str] | None = None) -> None:
-        """`fail` says how many of the next requests of a kind (the rid's first word, or a call's name) fail."""
+    def __init__(self, *, sessions: bool = True, fail: Counter[str] | None = None, pace_s: float = 0.0) -> None:
+        """`fail` says how many of the next requests of a kind (the rid's first word, or a call's name) fail.
+
+        `pace_s` is between two tokens of an answer.
+        """
         self._sessions = sessions
+        self._pace_s = pace_s
         self.fail: Counter[str] = fail or Counter()
         self.tables = {role: SessionTable(LIMITS, lambda: 0.0) for role in ("prefill", "decode")}
         self.prompts: list[tuple[str, list[int]]] = []
@@ -39,7 +44,7 @@ class FakePair:
         app = web.Application(client_max_size=2**26)
         app.add_routes(
             [
-                web.post("/router/generate", self._generate),
+                web.post("/{role}/generate", self._generate),
                 web.get("/prefill/metrics", self._metrics),
                 web.get("/{role}/v1/loads", self._loads),
                 web.get(f"/{{role}}{protocol.STATUS_PATH}", self._status),
@@ -76,13 +81,16 @@ class FakePair:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         kind, ids = body["rid"].partition("-")[0], body["input_ids"]
+        if request.match_info["role"] == "prefill":
+            # Of a request that goes past the router, the decode worker's half is the one that counts.
+            return await self._answer(request, len(ids), 0, 1, stream=False)
         if self._fails(kind):
             return web.json_response({"error": {"message": "no more room", "code": "busy"}}, status=503)
         self.prompts.append((kind, ids))
         cached = self._find(ids)
         self._cached.update(tuple(ids[:end]) for end in range(PAGE, len(ids) + 1, PAGE))
         self._transfers.append(-(-(len(ids) - cached) // PAGE))
-        return await _answer(request, len(ids), cached, body["sampling_params"]["max_new_tokens"])
+        return await self._answer(request, len(ids), cached, body["sampling_params"]["max_new_tokens"])
 
     def _find(self, ids: list[int]) -> int:
         """Tokens of `ids` in the prefix cache: whole pages, and never the last token."""
@@ -93,19 +101,11 @@ class FakePair:
 
     async def _open(self, request: web.Request) -> web.Response:
         body = await _body(request, protocol.OpenRequest)
-        return self._reply(request, "open", lambda table: table.open(body))
+        return self._reply(request, "open", lambda table: _hold(table, table.open(body)))
 
     async def _append(self, request: web.Request) -> web.Response:
         body = await _body(request, protocol.AppendRequest)
-
-        def append(table: SessionTable) -> Session:
-            session = table.append(body)
-            before = session.held
-            session.hold(session.whole_pages(PAGE), cached=0)
-            table.counters.early_pages += (session.held - before) // PAGE
-            return session
-
-        return self._reply(request, "append", append)
+        return self._reply(request, "append", lambda table: _hold(table, table.append(body)))
 
     async def _commit(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, protocol.CommitRequest)
@@ -123,7 +123,7 @@ class FakePair:
         count = body.sampling_params["max_new_tokens"] if role == "decode" else 1
         held = session.held
         table.end(session, "committed", "its request has taken over")
-        return await _answer(request, len(session.ids), held, count, stream=body.stream)
+        return await self._answer(request, len(session.ids), held, count, stream=body.stream)
 
     async def _close(self, request: web.Request) -> web.Response:
         body = await _body(request, protocol.CloseRequest)
@@ -172,6 +172,43 @@ class FakePair:
             'sglang:other{engine="prefill"} 7\n'
         )
 
+    async def _answer(
+        self, request: web.Request, prompt: int, cached: int, count: int, *, stream: bool = True
+    ) -> web.StreamResponse:
+        """`count` tokens, one an event, as SGLang streams them with `--incremental-streaming-output`; else the last."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+
+        def event(number: int) -> bytes:
+            return msgspec.json.encode(
+                {
+                    "text": "",
+                    "output_ids": [41_000 + number],
+                    "meta_info": {
+                        "finish_reason": {"type": "length", "length": count} if number == count else None,
+                        "prompt_tokens": prompt,
+                        "completion_tokens": number,
+                        "cached_tokens": cached,
+                    },
+                }
+            )
+
+        if not stream:
+            return web.Response(body=event(count), content_type="application/json")
+        await response.prepare(request)
+        for number in range(1, count + 1):
+            await response.write(b"data: " + event(number) + b"\n\n")
+            await asyncio.sleep(self._pace_s)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def _hold(table: SessionTable, session: Session) -> Session:
+    """What a worker does with new tokens: their whole pages are there at once."""
+    before = session.held
+    session.hold(session.whole_pages(PAGE), cached=0)
+    table.counters.early_pages += (session.held - before) // PAGE
+    return session
+
 
 async def _body(request: web.Request, kind: type[T]) -> T:
     return msgspec.json.decode(await request.read(), type=kind)
@@ -183,32 +220,3 @@ def _json(value: msgspec.Struct, status: int = 200) -> web.Response:
 
 def _problem(problem: protocol.Problem) -> web.Response:
     return _json(protocol.ProblemReply(error=problem), problem.http_status)
-
-
-async def _answer(
-    request: web.Request, prompt: int, cached: int, count: int, *, stream: bool = True
-) -> web.StreamResponse:
-    """`count` tokens, one an event, as SGLang streams them with `--incremental-streaming-output`; else the last."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-
-    def event(number: int) -> bytes:
-        return msgspec.json.encode(
-            {
-                "text": "",
-                "output_ids": [41_000 + number],
-                "meta_info": {
-                    "finish_reason": {"type": "length", "length": count} if number == count else None,
-                    "prompt_tokens": prompt,
-                    "completion_tokens": number,
-                    "cached_tokens": cached,
-                },
-            }
-        )
-
-    if not stream:
-        return web.Response(body=event(count), content_type="application/json")
-    await response.prepare(request)
-    for number in range(1, count + 1):
-        await response.write(b"data: " + event(number) + b"\n\n")
-    await response.write(b"data: [DONE]\n\n")
-    return response

@@ -1,0 +1,139 @@
+"""The benchmark from its command line to its last line, against a pair that answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.kernel.command import EXIT_USAGE
+from experiments.kernel.pair import Pair
+from experiments.kernel.target import TargetError
+from experiments.overlap import command as overlap
+from experiments.overlap import stats
+from experiments.overlap.stats import MODES
+from tests.experiments.fake_pair import FakePair
+
+
+@contextmanager
+def in_thread(**options: Any) -> Iterator[FakePair]:
+    """A fake pair with a loop of its own, for `main`, which runs one too."""
+    up, loop = threading.Event(), asyncio.new_event_loop()
+    stop = asyncio.Event()
+    fake = FakePair(**options)
+
+    async def serve() -> None:
+        async with fake:
+            up.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        assert up.wait(10)
+        yield fake
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()
+
+
+def command(pair: Pair, folder: Path, part: str) -> list[str]:
+    return [
+        *("--part", part, "--router-url", pair.router, "--prefill-url", pair.prefill, "--decode-url", pair.decode),
+        *("--runs-dir", str(folder), "--repetitions", "1", "--prompt", "64", "--long-prompt", "128", "--chunk", "16"),
+        *(
+            "--tail",
+            "16",
+            "--busy-tokens",
+            "40",
+            "--requests",
+            "3",
+            "--precursor-answer",
+            "8",
+            "--input-range",
+            "1",
+            "9",
+            "--sizes",
+            "60,120",
+            "--concurrency",
+            "2",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("part", list(overlap.PARTS))
+def test_every_part_ends_in_one_line_of_json(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with in_thread() as fake:
+        assert overlap.main([*command(fake.pair, tmp_path, part), "--out", str(tmp_path / "summary.json")]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out.splitlines()[-1])
+    assert (document["part"], document["failed"]) == (part, 0)
+    samples = [json.loads(line) for line in Path(document["samples"]).read_text().splitlines()]
+    # Progress counted all of them, and knew how many there would be.
+    assert f"{len(samples)}/{len(samples)} " in captured.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary.items() > document.items()
+    assert summary["environment"]["versions"]["graft"]
+    assert summary["definitions"] == overlap.DEFINITIONS
+    if part in overlap.LAYER_PARTS:
+        cases = ["60 tokens", "120 tokens"] if part == "spliced" else [part]
+        for case in cases:
+            assert set(document["ratios"][case]) == {f"{mode} / {base}" for mode, base in stats.BASES}
+            for mode in MODES:
+                lists = summary["repetitions"][case][mode]
+                assert len(lists["ttft_s"]) == 2
+                assert all(value is not None for values in lists.values() for value in values)
+    if part == "ttft":
+        for key in ("ttft_s", "append_s", "bytes_after_commit", "bytes_before_commit", "recomputed_tokens"):
+            assert set(document[key]) == {"idle", "busy_decode", "pressure"}
+            assert set(document[key]["idle"]) == set(MODES)
+        assert len(document["goals"]) == 10
+    if part == "scaling":
+        assert [g["name"] for g in document["goals"]] == ["incremental: ttft at 128 tokens against 64 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--part", "spliced", "--sizes", "2", "--precursors", "3"], "--sizes must leave a token"),
+        (["--sizes", "16,16"], "separated by commas, each once"),
+        (["--input-range", "9", "1"], "the smaller one first"),
+        (["--concurrency", "0"], "must be at least 1"),
+        (["--out", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+    ],
+)
+def test_a_wrong_command_line_is_told_by_option(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        overlap.main(arguments)
+    assert ended.value.code == EXIT_USAGE
+    assert told in capsys.readouterr().err
+
+
+def test_a_worker_without_sessions_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with in_thread(sessions=False) as fake:
+        arguments = command(fake.pair, tmp_path, "ttft")
+        with pytest.raises(TargetError, match="no incremental sessions: not on this one"):
+            overlap.main(arguments)
+        assert overlap.main([*arguments, "--modes", "blocking", "resend", "--loads", "idle"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["goals"] == []
+
+
+def test_a_cluster_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def start(_: bool) -> Iterator[Pair]:
+        raise TargetError("a worker died")
+        yield Pair(router="", prefill="", decode="")
+
+    monkeypatch.setattr(overlap, "cluster_pair", lambda *_: start)
+    with pytest.raises(TargetError, match="a worker died"):
+        overlap.main(["--runs-dir", str(tmp_path)])

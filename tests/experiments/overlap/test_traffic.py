@@ -1,0 +1,34 @@
+"""Plain requests beside sessions: what is opened, held and left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from experiments.overlap import traffic
+from experiments.overlap.traffic import TrafficBench, TrafficParameters
+from tests.experiments.overlap.served import TOKENS, served
+
+
+async def test_traffic_with_and_without_sessions() -> None:
+    parameters = TrafficParameters(requests=6, session=512, fill=0.8, repetitions=2, warmups=1)
+    async with served(fail=Counter({"plain": 1})) as (pair, client):
+        samples = [sample async for sample in TrafficBench(client, TOKENS, parameters).run()]
+        assert len(samples) == 6
+        assert {(s.sessions, s.held_before) for s in samples if s.with_sessions} == {(3, 1536)}
+        assert {(s.sessions, s.held_before) for s in samples if not s.with_sessions} == {(0, 0)}
+        assert sum(s.failed for s in samples) == 1
+        assert pair.open_sessions == 0
+        numbers: Any = traffic.result(samples)
+        assert numbers["with_sessions"]["requests"] == 12
+        (only,) = traffic.goals(samples)
+        assert only.value is not None
+
+
+async def test_traffic_tells_why_there_are_fewer_sessions() -> None:
+    parameters = TrafficParameters(requests=2, session=512, fill=0.8, repetitions=1, warmups=0)
+    async with served(fail=Counter({"open": 1})) as (pair, client):
+        samples = [sample async for sample in TrafficBench(client, TOKENS, parameters).run()]
+        (full,) = [s for s in samples if s.with_sessions]
+        assert "no place" in full.errors[0]
+        assert pair.open_sessions == 0
