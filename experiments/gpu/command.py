@@ -1,7 +1,7 @@
-"""`python -m experiments.gpu`: what overlap is worth on one GPU, with random weights of a real size and fixed lengths.
+"""`graft gpu`: what overlap is worth on one GPU, with random weights of a real size and fixed lengths.
 
 Starts one pair of workers (`--hetero`: also a pair of a second size) on one card, measures on it the parts of
-`experiments.overlap` and the four settings (`graft run`), and stops it. One folder gets all of it:
+`graft bench overlap` and the four settings (`graft run`), and stops it. One folder gets all of it:
 
     cluster.json, dense.json, tree.json, experiment.json    what was started and asked; `graft run` takes them
     overlap/<part>.json                                     summaries of the overlap benchmark
@@ -21,10 +21,12 @@ Exit codes: 0 everything was measured, 1 a measurement or the cluster failed, 2 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +35,16 @@ import msgspec
 from experiments.gpu import setup
 from experiments.gpu.setup import Scale
 from experiments.gpu.sizes import CONFIGS, SIZES, Size, make_checkpoint, parameters
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, terminate_like_interrupt
 from experiments.kernel.environment import Environment, describe_environment
+from experiments.kernel.folder import write_document
+from experiments.kernel.target import Target, check_machine, started
 from experiments.overlap import command as overlap
 from experiments.report import command as report
-from experiments.report.source import SourceError
-from experiments.settings import command as run
+from experiments.settings import command as settings
 from experiments.settings.summary import Summary
-from launch import preflight, state
-from launch.checkpoint import CheckpointError
-from launch.cluster import Cluster, ClusterError
 from launch.config import load_cluster
-from launch.ports import NoFreePort
-from launch.process import ProcessError
-from shell_router.config import ConfigError
+from shell_router.errors import GraftError
 
 SETTINGS = "four_settings"
 _SECOND: Mapping[Size, Size] = {"4b": "8b", "8b": "4b", "tiny": "tiny"}
@@ -88,15 +86,14 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     report: str | None
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure as the command line says; answers the exit code."""
+def main(argv: Sequence[str]) -> int:
+    """Measure as the command line says; answers the exit code. Raises `GraftError` for what ends it."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.device == "cpu" and arguments.size != "tiny":
         parser.error("--device cpu goes with --size tiny: the CPU engine would take minutes for one prompt")
     if arguments.hetero and arguments.size == "tiny":
         parser.error("--hetero goes with --size 4b or 8b: there is one tiny size")
-    command = tuple(sys.argv[1:] if argv is None else argv)
     now = datetime.datetime.now(datetime.UTC)
     folder: Path = arguments.out or Path("runs") / f"gpu-{arguments.size}-{arguments.device}-{now:%Y%m%dT%H%M%SZ}"
     try:
@@ -105,23 +102,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--out: {folder} is there already")
     try:
         with terminate_like_interrupt():
-            done = _main(arguments, command, now, folder)
-    except (ConfigError, CheckpointError, preflight.PreflightError, state.ClusterRunning) as error:
-        print(f"gpu: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except (ClusterError, NoFreePort, ProcessError, SourceError) as error:
-        print(f"gpu: {error}", file=sys.stderr)
-        return EXIT_FAILED
+            done = _measure(arguments, tuple(argv), now, folder)
     except KeyboardInterrupt:
-        print(f"gpu: interrupted; what had ended is in {folder}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    (folder / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+        print(f"interrupted; what had ended is in {folder}", file=sys.stderr)
+        raise
+    write_document(folder / "summary.json", done)
     print(f"\nsummary  {folder / 'summary.json'}\n")
     print(msgspec.json.encode(done).decode(), flush=True)
     return 0 if done.ok else EXIT_FAILED
 
 
-def _main(arguments: argparse.Namespace, command: tuple[str, ...], now: datetime.datetime, folder: Path) -> Done:
+def _measure(arguments: argparse.Namespace, command: tuple[str, ...], now: datetime.datetime, folder: Path) -> Done:
     size: Size = arguments.size
     scale = setup.scale_of(size, quick=arguments.quick)
     if arguments.pool_tokens:
@@ -129,7 +120,6 @@ def _main(arguments: argparse.Namespace, command: tuple[str, ...], now: datetime
     sizes = [size, _SECOND[size]] if arguments.hetero else [size]
     # Proposers on the first model, all that read them on the second.
     names = [setup.model_name(sizes[0]), *[setup.model_name(sizes[-1])] * 2]
-    layer_models = (names[0], names[1], names[2])
     cluster_config = setup.cluster_config(
         [(each, make_checkpoint(each)) for each in sizes],
         scale,
@@ -138,17 +128,17 @@ def _main(arguments: argparse.Namespace, command: tuple[str, ...], now: datetime
         attention=arguments.attention_backend,
         embedding=not arguments.no_exit,
     )
-    trees = [setup.tree_config(name, layer_models, scale) for name in ("dense", "tree")]
+    trees = [setup.tree_config(name, (names[0], names[1], names[2]), scale) for name in ("dense", "tree")]
     setup.write(folder, cluster_config, trees, setup.experiment_config(scale, early_exit=not arguments.no_exit))
     config = load_cluster(folder / setup.CLUSTER_FILE)
-    preflight.check(config)
+    check_machine(config)
     environment = describe_environment()
     measured: list[Measured] = []
-    with Cluster(config, folder / "logs", progress=True) as cluster:
+    with started(config, folder / "logs") as target:
         if arguments.only != "settings":
-            measured += _overlap(cluster, setup.model_name(size), scale, folder)
+            measured += measure_overlap(target, setup.model_name(size), scale, folder)
         if arguments.only != "overlap":
-            measured.append(_settings(cluster, folder))
+            measured.append(measure_settings(target, folder))
     written: str | None = None
     lengths: dict[str, Lengths] = {}
     summary_file = folder / SETTINGS / "summary.json"
@@ -169,42 +159,40 @@ def _main(arguments: argparse.Namespace, command: tuple[str, ...], now: datetime
     )
 
 
-def _overlap(cluster: Cluster, model: str, scale: Scale, folder: Path) -> list[Measured]:
+def measure_overlap(target: Target, model: str, scale: Scale, folder: Path) -> list[Measured]:
     """All parts on the pair of `model`, one after the other; one that fails does not keep the others from running."""
-    urls = {worker.role: worker.url for worker in cluster.workers if worker.model == model}
+    pair = target.pairs[model]
     where = [
-        *("--router-url", cluster.router_urls[model]),
-        *("--prefill-url", urls["prefill"], "--decode-url", urls["decode"]),
+        *("--router-url", pair.router, "--prefill-url", pair.prefill, "--decode-url", pair.decode),
         *("--runs-dir", str(folder / "overlap"), "--repetitions", str(scale.repetitions)),
     ]
     (folder / "overlap").mkdir()
     found: list[Measured] = []
     for name, options in scale.overlap.items():
-        cluster.check()
-        cluster.flush_caches()
+        if target.flush is not None:
+            asyncio.run(target.flush())
         out = Path("overlap") / f"{name}.json"
-        part = name if name in overlap.PARTS else next(part for part in overlap.PARTS if name.startswith(f"{part}-"))
-        print(f"\n== overlap: {name}\n", flush=True)
-        began = time.monotonic()
-        code = overlap.main(["--part", part, *where, *options, "--out", str(folder / out)])
-        found.append(_ended(name, code, began, out))
+        # Of a part that is measured twice, the name goes on behind it.
+        arguments = overlap.parse(["--part", name.partition("-")[0], *where, *options, "--out", str(folder / out)])
+        found.append(_ended(name, partial(overlap.measure, arguments), out))
     return found
 
 
-def _settings(cluster: Cluster, folder: Path) -> Measured:
-    print("\n== the four settings\n", flush=True)
-    workers = [part for worker in cluster.workers for part in ("--worker-url", worker.url)]
-    arguments = [
-        str(folder / setup.EXPERIMENT_FILE),
-        *("--url", cluster.url, *workers),
-        *("--runs-dir", str(folder), "--name", SETTINGS),
-    ]
+def measure_settings(target: Target, folder: Path) -> Measured:
+    workers = [part for url in target.workers for part in ("--worker-url", url)]
+    arguments = [str(folder / setup.EXPERIMENT_FILE), "--url", target.url, *workers, "--runs-dir", str(folder)]
+    return _ended(SETTINGS, partial(settings.main, [*arguments, "--name", SETTINGS]), Path(SETTINGS) / "summary.json")
+
+
+def _ended(name: str, measure: Callable[[], int], result: Path) -> Measured:
+    """What became of one of the measurements."""
+    print(f"\n== {name}\n", flush=True)
     began = time.monotonic()
-    code = run.main(arguments)
-    return _ended(SETTINGS, code, began, Path(SETTINGS) / "summary.json")
-
-
-def _ended(name: str, code: int, began: float, result: Path) -> Measured:
+    try:
+        code = measure()
+    except GraftError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        code = error.exit_code
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     return Measured(name=name, exit_code=code, wall_s=time.monotonic() - began, result=str(result))
@@ -232,7 +220,7 @@ def _lengths(summary: Summary, folder: Path) -> dict[str, Lengths]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.gpu",
+        prog="graft gpu",
         description="Overlap and the four settings on one card, with random weights and fixed lengths.",
     )
     parser.add_argument("--size", choices=SIZES, default="4b", help="of Qwen3; tiny is to see that it works")
@@ -250,7 +238,3 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="a new folder (default: runs/gpu-<size>-<device>-<time>)"
     )
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -43,4 +43,4 @@ import torch
 print(f"install: torch {torch.__version__}, CUDA {torch.version.cuda}, device there: {torch.cuda.is_available()}")
 print(f"install: SGLang {importlib.metadata.version('sglang')}, Graft {importlib.metadata.version('graft-moa')}")
 PYTHON
-echo "install: done; $venv/bin/python -m experiments.gpu --quick"
+echo "install: done; $venv/bin/graft gpu --quick"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,7 +14,7 @@ from experiments.kernel.client import ClientError, flush_workers
 from experiments.kernel.pair import Pair
 from launch import preflight, state
 from launch.cluster import Cluster, ClusterError
-from launch.config import ClusterConfig, load_cluster
+from launch.config import ClusterConfig, ModelConfig, load_cluster
 from launch.ports import NoFreePort
 from launch.process import ProcessError
 from shell_router.config import ConfigError, load_tree
@@ -31,10 +32,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A shell router, and what is known of the workers behind it."""
 
     url: str
-    flush: Callable[[], Awaitable[None]] | None
+    flush: Callable[[], Coroutine[Any, Any, None]] | None
     """Empties the caches of the workers. Raises `ClientError`. None when nobody said where the workers are."""
-    pair: Pair | None = None
-    """The workers of a cluster that is one pair of one model."""
+    workers: tuple[str, ...] = ()
+    """Base URLs of the workers of a cluster that was started here."""
+    pairs: Mapping[str, Pair] = {}
+    """Of that cluster, those models that one pair serves, by the model's name."""
+
+    @property
+    def pair(self) -> Pair | None:
+        """The workers of a cluster that is one pair of one model."""
+        return next(iter(self.pairs.values())) if len(self.pairs) == 1 and len(self.workers) == 2 else None
 
 
 def running_target(url: str, worker_urls: Sequence[str]) -> Start:
@@ -93,7 +101,7 @@ def check_one_pair(config: ClusterConfig, path: Path) -> None:
         if not (model.prefill and model.decode):
             what = "an `openai` server" if model.openai is not None else "`regular` workers"
             raise ConfigError(f"{path}: a pair is measured; model {model.name!r} has none, but {what}")
-    if not _is_one_pair(config):
+    if len(config.models) > 1 or not _is_a_pair(config.models[0]):
         raise ConfigError(f"{path}: one pair of one model is measured; this cluster has more")
 
 
@@ -109,15 +117,15 @@ def started(config: ClusterConfig, log_dir: Path) -> Iterator[Target]:
                 except ClusterError as error:
                     raise ClientError(str(error)) from error
 
-            pair = None
-            if _is_one_pair(config):
-                urls = {worker.role: worker.url for worker in cluster.workers}
-                router = cluster.router_urls[config.models[0].name]
-                pair = Pair(router=router, prefill=urls["prefill"], decode=urls["decode"])
-            yield Target(url=cluster.url, flush=flush, pair=pair)
+            pairs: dict[str, Pair] = {}
+            for name in (model.name for model in config.models if _is_a_pair(model)):
+                urls = {worker.role: worker.url for worker in cluster.workers if worker.model == name}
+                pairs[name] = Pair(router=cluster.router_urls[name], prefill=urls["prefill"], decode=urls["decode"])
+            workers = tuple(worker.url for worker in cluster.workers)
+            yield Target(url=cluster.url, flush=flush, workers=workers, pairs=pairs)
     except (ClusterError, NoFreePort, ProcessError, state.ClusterRunning) as error:
         raise TargetError(str(error)) from error
 
 
-def _is_one_pair(config: ClusterConfig) -> bool:
-    return [(len(model.prefill), len(model.decode)) for model in config.models] == [(1, 1)]
+def _is_a_pair(model: ModelConfig) -> bool:
+    return len(model.prefill) == len(model.decode) == 1

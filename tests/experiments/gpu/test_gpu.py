@@ -15,12 +15,14 @@ from experiments.gpu import command as gpu
 from experiments.gpu import setup
 from experiments.gpu.sizes import CONFIGS, SIZES, Size, make_checkpoint, parameters
 from experiments.kernel.command import EXIT_USAGE
+from experiments.kernel.target import Target
 from experiments.overlap import command as overlap
 from experiments.settings.config import ExperimentConfig, load_experiment
 from launch.config import ClusterConfig, load_cluster
 from launch.gpu.allocation import allocate, checkpoint_size
 from launch.gpu.cards import Card, CardTable
-from shell_router.config import load_tree
+from shell_router.config import ConfigError, load_tree
+from tests.experiments.overlap.served import in_thread
 
 SCRIPTS = Path(gpu.__file__).parent
 GIB = 1 << 30
@@ -94,7 +96,7 @@ def test_prompts_of_a_scale_fit_and_its_parts_exist(size: Size, quick: bool) -> 
     scale = setup.scale_of(size, quick=quick)
     assert scale.proposers % 3 == 0
     for name, options in scale.overlap.items():
-        assert any(name == part or name.startswith(f"{part}-") for part in overlap.PARTS)
+        assert overlap.parse(["--part", name.partition("-")[0], *options])
         for option, value in itertools.pairwise(options):
             if option in ("--prompt", "--long-prompt", "--sizes"):
                 # Prompts of precursors and the answer come on top.
@@ -102,6 +104,21 @@ def test_prompts_of_a_scale_fit_and_its_parts_exist(size: Size, quick: bool) -> 
     # The dense aggregator reads the longest prompt.
     answers = sum(scale.unit * (turn % 3 + 1) for turn in range(scale.proposers))
     assert answers < scale.context_length / 2
+
+
+def test_a_part_that_fails_does_not_keep_the_others_from_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = setup.scale_of("tiny", quick=True)
+    with in_thread() as fake:
+        there = Target(url="", flush=None, pairs={"m": fake.pair})
+        measured = gpu.measure_overlap(there, "m", scale, tmp_path)
+    assert [(each.name, each.exit_code) for each in measured] == [(name, 0) for name in scale.overlap]
+    assert all((tmp_path / each.result).is_file() for each in measured)
+    (tmp_path / "gone").mkdir()
+    measured = gpu.measure_overlap(there, "m", scale, tmp_path / "gone")
+    assert [each.exit_code for each in measured] == [1] * 4
+    assert "cannot be reached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,12 +138,12 @@ def test_a_wrong_command_line_is_told(arguments: list[str], told: str, capsys: p
 
 
 @pytest.mark.usefixtures("graft_home")
-def test_a_machine_without_a_card_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_without_a_card_is_told(tmp_path: Path) -> None:
     """By the launcher's own checks, before anything starts."""
     if Path("/proc/driver/nvidia/gpus").is_dir():
         pytest.skip("there is a card")
-    assert gpu.main(["--quick", "--out", str(tmp_path / "out")]) == EXIT_USAGE
-    assert "GPU" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="GPU"):
+        gpu.main(["--quick", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out" / "logs").exists()
 
 

@@ -28,8 +28,8 @@ class FakeCluster:
     flush_error: str | None = None
     url = "http://127.0.0.1:5"
     workers = (
-        SimpleNamespace(role="prefill", url="http://127.0.0.1:6"),
-        SimpleNamespace(role="decode", url="http://127.0.0.1:7"),
+        SimpleNamespace(model="m", role="prefill", url="http://127.0.0.1:6"),
+        SimpleNamespace(model="m", role="decode", url="http://127.0.0.1:7"),
     )
     router_urls: ClassVar = {"m": "http://127.0.0.1:8"}
 
@@ -72,8 +72,9 @@ def test_the_cluster_lives_as_long_as_the_experiment(cluster: Path, tmp_path: Pa
         assert target.pair == Pair(
             router="http://127.0.0.1:8", prefill="http://127.0.0.1:6", decode="http://127.0.0.1:7"
         )
+        assert target.workers == (target.pair.prefill, target.pair.decode)
         assert target.flush is not None
-        asyncio.run(_await(target.flush))
+        asyncio.run(target.flush())
     assert FakeCluster.log == ["c in logs", "up", "flush", "down"]
 
 
@@ -82,7 +83,7 @@ def test_errors_of_the_launcher_are_told_as_ours(cluster: Path, tmp_path: Path, 
     with cluster_target(cluster, ["tree_3_1"])(tmp_path) as target:
         assert target.flush is not None
         with pytest.raises(ClientError, match="busy"):
-            asyncio.run(_await(target.flush))
+            asyncio.run(target.flush())
     monkeypatch.setattr(FakeCluster, "start_error", "decode died")
     with pytest.raises(TargetError, match="decode died"), cluster_target(cluster, ["tree_3_1"])(tmp_path):
         pass
@@ -100,7 +101,3 @@ def test_nothing_starts_on_a_machine_that_cannot_run_it(cluster: Path, monkeypat
     monkeypatch.setattr("launch.preflight.check", refuse)
     with pytest.raises(ConfigError, match="no room"):
         cluster_target(cluster, ["tree_3_1"])
-
-
-async def _await(flush: Any) -> None:
-    await flush()

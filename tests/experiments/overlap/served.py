@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from experiments.kernel.engine import PairClient, TokenSource, open_pair
@@ -21,3 +23,26 @@ async def served(**options: Any) -> AsyncIterator[tuple[FakePair, PairClient]]:
 
 def make_sample(mode: Mode, repetition: int = 0, case: str = "idle", **values: Any) -> Sample:
     return Sample(case=case, mode=mode, repetition=repetition, warmup=repetition < 0, **values)
+
+
+@contextmanager
+def in_thread(**options: Any) -> Iterator[FakePair]:
+    """A fake pair with a loop of its own, for `main`, which runs one too."""
+    up, loop = threading.Event(), asyncio.new_event_loop()
+    stop = asyncio.Event()
+    fake = FakePair(**options)
+
+    async def serve() -> None:
+        async with fake:
+            up.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        assert up.wait(10)
+        yield fake
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()

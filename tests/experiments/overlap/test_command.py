@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,30 +15,7 @@ from experiments.kernel.target import TargetError
 from experiments.overlap import command as overlap
 from experiments.overlap import stats
 from experiments.overlap.stats import MODES
-from tests.experiments.fake_pair import FakePair
-
-
-@contextmanager
-def in_thread(**options: Any) -> Iterator[FakePair]:
-    """A fake pair with a loop of its own, for `main`, which runs one too."""
-    up, loop = threading.Event(), asyncio.new_event_loop()
-    stop = asyncio.Event()
-    fake = FakePair(**options)
-
-    async def serve() -> None:
-        async with fake:
-            up.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    try:
-        assert up.wait(10)
-        yield fake
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-        loop.close()
+from tests.experiments.overlap.served import in_thread
 
 
 def command(pair: Pair, folder: Path, part: str) -> list[str]:
