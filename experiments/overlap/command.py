@@ -144,55 +144,66 @@ class Setup:
             return asyncio.run(run(pair))
 
 
-def run_ttft(setup: Setup) -> Outcome:
-    """All loads; `pressure` has a pair of its own, with small pools."""
+def run_written(setup: Setup) -> Outcome:
+    """A prompt written piece by piece: under each load (`pressure` on a pair of its own, with small pools), or idle, a
+    short and a long one."""
     arguments = setup.arguments
-    parameters = _ttft_parameters(arguments)
+    parameters = ttft.TtftParameters(
+        prompt=arguments.prompt,
+        chunk=arguments.chunk,
+        tail=arguments.tail,
+        modes=tuple(arguments.modes),
+        repetitions=arguments.repetitions,
+        seed=arguments.seed,
+        loads=LoadParameters(busy_requests=arguments.busy_requests, busy_tokens=arguments.busy_tokens),
+    )
+    if arguments.part == "ttft":
+        cases = [ttft.Case(name=load, load=load, prompt=arguments.prompt) for load in arguments.loads]
+    else:
+        lengths = (arguments.prompt, arguments.long_prompt)
+        cases = [ttft.Case(name=f"{length} tokens", load="idle", prompt=length) for length in lengths]
     samples: list[Sample] = []
     goals: list[Goal] = []
-    with setup.progress(len(arguments.loads) * len(parameters.modes)) as progress:
+    with setup.progress(len(cases) * len(parameters.modes)) as progress:
         for small in (False, True):
-            loads = [load for load in arguments.loads if (load == "pressure") is small]
-            if not loads:
+            mine = [case for case in cases if (case.load == "pressure") is small]
+            if not mine:
                 continue
-            cases = [ttft.Case(name=load, load=load, prompt=arguments.prompt) for load in loads]
 
-            def run(client: PairClient, cases: Sequence[ttft.Case] = cases) -> AsyncGenerator[Sample]:
-                return ttft.Bench(client, setup.tokens, parameters).run(cases)
+            def run(client: PairClient, mine: Sequence[ttft.Case] = mine) -> AsyncGenerator[Sample]:
+                return ttft.Bench(client, setup.tokens, parameters).run(mine)
 
             found, client = setup.take(progress, run, show.describe, small=small)
             samples += found
-            if "incremental" in arguments.modes:
+            if "incremental" in parameters.modes and arguments.part == "ttft":
                 goals += ttft.goals(found, parameters, client.status)
+    if "incremental" in parameters.modes and arguments.part == "scaling":
+        goals = ttft.scaling_goals(samples, *(case.name for case in cases))
     return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, parameters, goals)
 
 
-def run_scaling(setup: Setup) -> Outcome:
-    """A short and a long prompt, idle, in one shuffled order."""
+def run_layer(setup: Setup) -> Outcome:
+    """Runs of a tree of two layers."""
     arguments = setup.arguments
-    parameters = _ttft_parameters(arguments)
-    lengths = (arguments.prompt, arguments.long_prompt)
-    cases = [ttft.Case(name=f"{length} tokens", load="idle", prompt=length) for length in lengths]
-    with setup.progress(len(cases) * len(parameters.modes)) as progress:
+    parameters = layer.LayerParameters(
+        input_range=tuple(arguments.input_range),
+        answer=arguments.answer,
+        concurrency=arguments.concurrency,
+        modes=tuple(arguments.modes),
+        repetitions=arguments.repetitions,
+        seed=arguments.seed,
+    )
+    if arguments.part == "spliced":
+        cases = [layer.spliced_case(size, arguments.precursors) for size in arguments.sizes]
+    else:
+        precursors = 1 if arguments.part == "chain" else arguments.precursors
+        cases = [layer.Case(name=arguments.part, answers=(arguments.precursor_answer,) * precursors)]
+    with setup.progress(len(cases) * len(parameters.modes) * parameters.concurrency) as progress:
         samples, _ = setup.take(
-            progress, lambda client: ttft.Bench(client, setup.tokens, parameters).run(cases), show.describe
+            progress, lambda client: layer.LayerBench(client, setup.tokens, parameters).run(cases), show.describe
         )
-    goals = ttft.scaling_goals(samples, *(case.name for case in cases)) if "incremental" in parameters.modes else []
-    return _outcome(arguments, samples, ttft.VALUES, ttft.COMPARED, parameters, goals)
-
-
-def run_second_layer(setup: Setup) -> Outcome:
-    answers = (setup.arguments.precursor_answer,) * setup.arguments.precursors
-    return _run_layer(setup, [layer.Case(name="second_layer", answers=answers)])
-
-
-def run_spliced(setup: Setup) -> Outcome:
-    arguments = setup.arguments
-    return _run_layer(setup, [layer.spliced_case(size, arguments.precursors) for size in arguments.sizes])
-
-
-def run_chain(setup: Setup) -> Outcome:
-    return _run_layer(setup, [layer.Case(name="chain", answers=(setup.arguments.precursor_answer,))])
+    outcome = _outcome(arguments, samples, layer.VALUES, layer.COMPARED, parameters, [])
+    return msgspec.structs.replace(outcome, numbers={"cases": cases, **outcome.numbers})
 
 
 def run_traffic(setup: Setup) -> Outcome:
@@ -219,11 +230,9 @@ def run_traffic(setup: Setup) -> Outcome:
 
 
 PARTS: dict[str, Callable[[Setup], Outcome]] = {
-    "ttft": run_ttft,
-    "scaling": run_scaling,
-    "second_layer": run_second_layer,
-    "spliced": run_spliced,
-    "chain": run_chain,
+    "ttft": run_written,
+    "scaling": run_written,
+    **dict.fromkeys(LAYER_PARTS, run_layer),
     "traffic": run_traffic,
 }
 
@@ -241,9 +250,8 @@ def measure(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.runs_dir / f"overlap-{arguments.part}-{now:%Y%m%dT%H%M%SZ}"
     running = arguments.router_url is not None
     if running:
-        start = running_pair(
-            Pair(router=arguments.router_url, prefill=arguments.prefill_url, decode=arguments.decode_url)
-        )
+        pair = Pair(router=arguments.router_url, prefill=arguments.prefill_url, decode=arguments.decode_url)
+        start = running_pair(pair)
     else:
         start = cluster_pair(arguments.cluster, folder, arguments.pressure_tokens)
     samples = folder / "samples.jsonl"
@@ -280,36 +288,6 @@ def measure(arguments: argparse.Namespace) -> int:
         print(f"summary  {arguments.out}")
     print("\n" + msgspec.json.encode(document).decode(), flush=True)
     return EXIT_FAILED if outcome.failed else 0
-
-
-def _run_layer(setup: Setup, cases: Sequence[layer.Case]) -> Outcome:
-    arguments = setup.arguments
-    parameters = layer.LayerParameters(
-        input_range=tuple(arguments.input_range),
-        answer=arguments.answer,
-        concurrency=arguments.concurrency,
-        modes=tuple(arguments.modes),
-        repetitions=arguments.repetitions,
-        seed=arguments.seed,
-    )
-    with setup.progress(len(cases) * len(parameters.modes) * parameters.concurrency) as progress:
-        samples, _ = setup.take(
-            progress, lambda client: layer.LayerBench(client, setup.tokens, parameters).run(cases), show.describe
-        )
-    outcome = _outcome(arguments, samples, layer.VALUES, layer.COMPARED, parameters, [])
-    return msgspec.structs.replace(outcome, numbers={"cases": cases, **outcome.numbers})
-
-
-def _ttft_parameters(arguments: argparse.Namespace) -> ttft.TtftParameters:
-    return ttft.TtftParameters(
-        prompt=arguments.prompt,
-        chunk=arguments.chunk,
-        tail=arguments.tail,
-        modes=tuple(arguments.modes),
-        repetitions=arguments.repetitions,
-        seed=arguments.seed,
-        loads=LoadParameters(busy_requests=arguments.busy_requests, busy_tokens=arguments.busy_tokens),
-    )
 
 
 def _outcome(

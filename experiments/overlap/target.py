@@ -18,12 +18,7 @@ StartPair = Callable[[bool], contextlib.AbstractContextManager[Pair]]
 
 def running_pair(pair: Pair) -> StartPair:
     """A pair that someone else started; its pools are as large as they are."""
-
-    @contextlib.contextmanager
-    def start(_: bool) -> Iterator[Pair]:
-        yield pair
-
-    return start
+    return lambda _: contextlib.nullcontext(pair)
 
 
 def cluster_pair(path: Path, log_dir: Path, pressure_tokens: int) -> StartPair:
