@@ -10,6 +10,7 @@ import contextlib
 import random
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
@@ -31,6 +32,7 @@ from shell_router.transport.workers import Workers
 
 MODEL = "pair"
 """The name of the pair's model where the transport wants one."""
+_REMEMBERED = 1 << 16
 _BOUNDS = aiohttp.ClientTimeout(total=10)
 
 OnTokens = Callable[[Sequence[int]], None]
@@ -77,8 +79,8 @@ class CountedEngine(HttpEngine):
 
     def __init__(self, models: dict[str, ModelConfig], limits: LimitsConfig, client: aiohttp.ClientSession) -> None:
         super().__init__(models, limits, client)
-        self.finished: list[tuple[str, Finish]] = []
-        """Ids of requests that have ended, in that order, with what the engine said of them."""
+        self.finished: deque[tuple[str, Finish]] = deque(maxlen=_REMEMBERED)
+        """Ids of the last requests that have ended, in that order, with what the engine said of them."""
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         begun = False
