@@ -1,6 +1,7 @@
 """`graft bench overlap`: blocking, resend and incremental prefill against each other, on one pair of workers.
 
-What is measured is the router's own code, in this process: its sessions, and whole runs of its plan.
+What is measured is the router's own code, in this process: its sessions, and whole runs of its plan. Modes (`--modes`):
+blocking sends a prompt when it is whole; resend and incremental are the transports of what is appended before that.
 
 Parts (`--part`):
 
@@ -39,13 +40,13 @@ import msgspec
 from experiments.kernel.command import EXIT_FAILED, terminate_like_interrupt
 from experiments.kernel.engine import PairClient, TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
-from experiments.kernel.folder import write_document
+from experiments.kernel.folder import Lines, write_document
 from experiments.kernel.pair import Pair
+from experiments.kernel.progress import Progress
 from experiments.kernel.statistics import FEW
 from experiments.kernel.target import TargetError
 from experiments.overlap import layer, show, stats, traffic, ttft
 from experiments.overlap.loads import Load, LoadParameters
-from experiments.overlap.progress import Progress
 from experiments.overlap.stats import MODES, Goal, Sample
 from experiments.overlap.target import StartPair, cluster_pair, running_pair
 
@@ -101,15 +102,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Setup:
     """What a part is given."""
 
-    def __init__(self, arguments: argparse.Namespace, start: StartPair, samples_file: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace, start: StartPair, samples: Lines[msgspec.Struct]) -> None:
         self.arguments = arguments
         self.tokens = TokenSource(arguments.seed, *arguments.token_range)
         self._start = start
-        self._samples_file = samples_file
+        self._samples = samples
 
     def progress(self, steps: int) -> Progress:
         """Of a part that takes `steps` samples in each repetition."""
-        return Progress(steps * (self.arguments.repetitions + 1), self._samples_file)
+        return Progress(steps * (self.arguments.repetitions + 1), "sample")
 
     def take(
         self,
@@ -123,7 +124,6 @@ class Setup:
 
         Raises `TargetError` when sessions are wanted and the prefill worker has none.
         """
-
         wanted = "incremental" in self.arguments.modes or self.arguments.part == "traffic"
 
         async def run(pair: Pair) -> tuple[list[S], PairClient]:
@@ -133,10 +133,11 @@ class Setup:
                 if wanted and status.sessions is None:
                     why = status.refusal.message if status.refusal else "it does not say why"
                     raise TargetError(f"{pair.prefill} offers no incremental sessions: {why}")
-                progress.begin()
+                progress.start()
                 async with aclosing(samples(client)) as ended:
                     async for sample in ended:
-                        progress.end(sample, describe(sample))
+                        self._samples.add(sample)
+                        progress.end(describe(sample))
                         found.append(sample)
             return found, client
 
@@ -254,11 +255,12 @@ def measure(arguments: argparse.Namespace) -> int:
         start = running_pair(pair)
     else:
         start = cluster_pair(arguments.cluster, folder, arguments.pressure_tokens)
+    folder.mkdir(parents=True, exist_ok=True)
     samples = folder / "samples.jsonl"
     # What is measured is the code as it is now, not as it may be edited meanwhile.
     environment = describe_environment()
     try:
-        outcome = PARTS[arguments.part](Setup(arguments, start, samples))
+        outcome = PARTS[arguments.part](Setup(arguments, start, Lines(samples, msgspec.Struct)))
     except KeyboardInterrupt:
         print(f"interrupted; samples that had ended are in {samples}", file=sys.stderr)
         raise
