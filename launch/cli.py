@@ -27,7 +27,7 @@ from launch.ports import NoFreePort
 from launch.preflight import PreflightError
 from launch.process import ProcessError
 from launch.state import ClusterRunning, ClusterState
-from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.core.early_exit import ExitMode
 
 OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

@@ -192,3 +192,21 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that cancelled and skipped answers might have had and were not generated."""
     kv_freed_tokens: int = 0
     """Tokens whose KV cancellations gave back."""
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a list; the fields are those of its `RunRecord`."""
+
+    id: str
+    tree: str
+    mode: Mode
+    state: RunState
+    created: float
+    question: str
+    """Its first 200 characters."""
+    duration_s: float | None
+    ttft_s: float | None
+    degraded: bool
+    early_exits: int
+    """Checks that made agents needless."""
+    error: str | None

@@ -8,18 +8,21 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 
-from experiments.kernel.client import ClientError, flush_workers
 from experiments.kernel.pair import Pair
 from launch import preflight, state
 from launch.cluster import Cluster, ClusterError
 from launch.config import ClusterConfig, ModelConfig, load_cluster
 from launch.ports import NoFreePort
 from launch.process import ProcessError
+from shell_router.client import ClientError
 from shell_router.config import ConfigError, load_tree
 from shell_router.errors import GraftError
 
+FLUSH_WAIT_S = 20.0
+"""How long a worker may wait for its last request to leave before it flushes its cache."""
 Start = Callable[[Path], contextlib.AbstractContextManager["Target"]]
 """Brings the target up for as long as the context lasts; its logs go to the given folder."""
 
@@ -76,6 +79,18 @@ def cluster_target(path: Path, trees: Sequence[str]) -> Start:
             yield target
 
     return start
+
+
+async def flush_workers(urls: Sequence[str]) -> None:
+    """Empty the radix caches of the SGLang workers at `urls`. Raises `ClientError` when one does not."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60, sock_connect=10)) as session:
+        for url in urls:
+            try:
+                async with session.post(f"{url.rstrip('/')}/flush_cache", params={"timeout": FLUSH_WAIT_S}) as response:
+                    if response.status >= 400:
+                        raise ClientError(f"{url}: HTTP {response.status}: {(await response.text()).strip()[:300]}")
+            except (TimeoutError, aiohttp.ClientError) as error:
+                raise ClientError(f"{url}: {str(error) or type(error).__name__}") from error
 
 
 def check_trees(asked: Sequence[str], served: Sequence[str]) -> None:

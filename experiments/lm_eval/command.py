@@ -20,7 +20,7 @@ import msgspec
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.lm_eval.harness import Api, HarnessError, Sample, evaluate, install, write_task
 from experiments.questions.source import Question, extract_number, is_correct, load_questions
-from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
-from experiments.kernel.client import ClientError
 from experiments.kernel.target import TargetError
 from experiments.load.arrivals import Arrival, make_arrivals
 from experiments.load.block import Block, BlockKey, problems, values
@@ -19,6 +18,7 @@ from experiments.load.folder import Folder
 from experiments.load.generator import OpenLoop, Outcome, Sample
 from experiments.load.progress import Progress
 from experiments.load.ramp import Knee, Search, judge
+from shell_router.client import ClientError
 from shell_router.errors import EngineError
 
 

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.client import ClientError, RouterClient
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.kernel.engine import TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
@@ -53,7 +52,8 @@ from experiments.load.folder import Begun, Folder
 from experiments.load.report import Report, make_report
 from experiments.load.show import format_report
 from launch.config import load_cluster
-from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.client import AsyncClient, ClientError
+from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 from shell_router.errors import EngineError
 
@@ -142,15 +142,13 @@ async def _measure(config: LoadConfig, target: Target, folder: Folder, key: str 
     """`benches` gets the bench as soon as there is one, so that an interrupt does not take it along."""
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(
-            RouterClient(target.url, run_timeout_s=config.run_timeout_s, api_key=key)
+            AsyncClient(target.url, api_key=key, run_timeout_s=config.run_timeout_s)
         )
         try:
             check_trees(config.trees, await router.trees())
         except ClientError as error:
             raise TargetError(f"the shell router does not answer: {error}") from error
-        client = await stack.enter_async_context(
-            LoadClient(target.url, run_timeout_s=config.run_timeout_s, api_key=key)
-        )
+        client = LoadClient(router)
         fill = None
         if config.fill is not None:
             pair = config.pair or target.pair

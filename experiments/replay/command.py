@@ -17,14 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.client import ClientError
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.replay.redecide import redecide
 from experiments.replay.report import Report, format_replays, format_settings, run_replay, setting
 from experiments.replay.settings import SWEPT, SettingsError, parse_settings
 from experiments.replay.source import Recorded, SourceError, fetch, load
 from experiments.replay.verify import replay
-from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.client import ClientError
+from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 from shell_router.core.early_exit import ExitOverride
 

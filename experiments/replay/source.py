@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments.kernel.client import CALL_TIMEOUT_S, RouterClient
+from shell_router.client import AsyncClient
 from shell_router.core.events import Event
 from shell_router.record import RunRecord
 
@@ -61,7 +61,7 @@ def load(path: Path, events: Path | None = None) -> tuple[Recorded, ...]:
 
 async def fetch(url: str, run_id: str, api_key: str | None) -> tuple[Recorded, ...]:
     """A run that a shell router knows, when it has ended. Raises `ClientError`, or `SourceError` for a strange log."""
-    async with RouterClient(url, run_timeout_s=CALL_TIMEOUT_S, api_key=api_key) as client:
+    async with AsyncClient(url, api_key=api_key) as client:
         # The log ends when the run has ended, so the record is final when it is asked for after the log.
         lines = await client.events(run_id)
         record = await client.record(run_id)

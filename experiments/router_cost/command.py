@@ -29,7 +29,6 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.client import ClientError
 from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.target import TargetError
@@ -38,6 +37,7 @@ from experiments.router_cost.goals import goals
 from experiments.router_cost.pairs import measure_stand_in, on_cluster
 from experiments.router_cost.process import CHAIN, TREE, TREES
 from experiments.router_cost.stream import StreamCost, measure_stream
+from shell_router.client import ClientError
 from shell_router.config import ConfigError, load_tree
 
 

@@ -11,24 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-import msgspec
-
-from experiments.kernel.client import (
-    CONNECT_TIMEOUT_S,
-    ClientError,
-    RouterClient,
-    describe,
-    raise_for_status,
-    read_events,
-)
 from experiments.kernel.target import Target, cluster_target
 from experiments.questions.source import load_questions
 from experiments.router_cost.checks import ExitCost, MeasuredRun, summarize
 from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.process import TREE, RouterProcess, cluster_router, router_process
 from launch.config import load_cluster
+from shell_router.client import AsyncClient, ClientError
 from shell_router.config import ConfigError
+from shell_router.core.early_exit import ExitOverride
+from shell_router.options import RunOptions
 
 EMBEDDING = "builtin:all-minilm-l6-v2"
 QUESTIONS = "gsm8k_sample"
@@ -43,24 +35,17 @@ class Bench:
 
     def __init__(self, url: str, process: RouterProcess, *, key: str | None = None, flush: Flush | None = None) -> None:
         """`flush` empties the workers' caches, before each run."""
-        self._url = url
         self._process = process
         self._flush = flush
-        self._client = RouterClient(url, run_timeout_s=RUN_TIMEOUT_S, api_key=key)
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=RUN_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
-        )
+        self._client = AsyncClient(url, api_key=key, run_timeout_s=RUN_TIMEOUT_S)
 
     async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.__aexit__(kind, error, trace)
-        await self._session.close()
+        await self._client.close()
 
     async def make_pairs(self, count: int) -> list[tuple[MeasuredRun, MeasuredRun]]:
         """`count` pairs of a run without checks and one with them, which goes first in every other pair.
@@ -86,7 +71,10 @@ class Bench:
         if self._flush is not None:
             await self._flush()
         router, assessor = self._process.cpu_s(), self._process.assessor_cpu_s()
-        run_id = await self._ask(question, checked)
+        # No agreement reaches a quality of 1, so that all checks are made and none exits.
+        early_exit = ExitOverride(mode="threshold", threshold=1.0) if checked else ExitOverride(mode="off")
+        answer = await self._client.ask(question, tree=TREE, options=RunOptions(early_exit=early_exit), seed=0)
+        run_id = answer.run_id
         router, assessor = self._process.cpu_s() - router, self._process.assessor_cpu_s() - assessor
         # The log ends when the run has: its record is final then.
         await self._client.events(run_id)
@@ -96,33 +84,6 @@ class Bench:
         if checked is not bool(record.checks) or any(each.verdict and each.verdict.exits for each in record.checks):
             raise ClientError(f"run {run_id} is not as asked: {len(record.checks)} checks, or one that exits")
         return MeasuredRun(record=record, duration_s=record.duration_s, router_cpu_s=router, assessor_cpu_s=assessor)
-
-    async def _ask(self, question: str, checked: bool) -> str:
-        """Stream one run and answer its id."""
-        # No agreement reaches a quality of 1, so that all checks are made and none exits.
-        early_exit = {"mode": "threshold", "threshold": 1.0} if checked else {"mode": "off"}
-        body = {
-            "model": TREE,
-            "messages": [{"role": "user", "content": question}],
-            "stream": True,
-            "seed": 0,
-            "graft": {"mode": "spliced", "early_exit": early_exit},
-        }
-        run_id = ""
-        try:
-            async with self._session.post(f"{self._url}/v1/chat/completions", json=body) as reply:
-                await raise_for_status(reply)
-                async for data in read_events(reply):
-                    if data != "[DONE]":
-                        chunk = msgspec.json.decode(data, type=dict[str, object])
-                        if "error" in chunk:
-                            raise ClientError(f"run {run_id or '?'} failed: {chunk['error']}")
-                        run_id = str(chunk["id"])
-        except (TimeoutError, aiohttp.ClientError) as error:
-            raise ClientError(f"{self._url}: {describe(error)}") from error
-        if not run_id:
-            raise ClientError("the stream ended without a single chunk")
-        return run_id
 
 
 async def measure_stand_in(pairs: int, pace: float) -> ExitCost:

@@ -11,10 +11,10 @@ import time
 import aiohttp
 import msgspec
 
-from experiments.kernel.client import ClientError, RouterClient
 from experiments.kernel.statistics import percentile
 from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.process import CHAIN, TREE, RouterProcess, router_process
+from shell_router.client import AsyncClient, ClientError
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,11 +49,11 @@ class StreamCost(msgspec.Struct, frozen=True, kw_only=True):
 async def measure_throughput(url: str, process: RouterProcess, engine: PacedEngine, runs: int, at_once: int) -> Cost:
     """Make `runs` runs of the tree, `at_once` at a time, as fast as router and engine can."""
     places = asyncio.Semaphore(at_once)
-    async with RouterClient(url, run_timeout_s=600) as client:
+    async with AsyncClient(url, run_timeout_s=600) as client:
 
         async def one(seed: int) -> None:
             async with places:
-                await client.ask(TREE, "spliced", "completion", "What is 17 times 3?", seed)
+                await client.ask("What is 17 times 3?", tree=TREE, seed=seed)
 
         tokens, cpu, wall = engine.tokens, process.cpu_s(), time.perf_counter()
         await asyncio.gather(*(one(seed) for seed in range(runs)))
@@ -68,12 +68,9 @@ async def measure_throughput(url: str, process: RouterProcess, engine: PacedEngi
 async def routed_latencies(url: str) -> list[float]:
     """Age in ms of each token of the root when it is read through the router."""
     ages: list[float] = []
-    body = {"model": CHAIN, "messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 400}
-    async with aiohttp.ClientSession() as client, client.post(f"{url}/v1/chat/completions", json=body) as reply:
-        async for line in reply.content:
-            if line.startswith(b"data: {"):
-                for choice in json.loads(line[6:])["choices"]:
-                    ages += _ages(choice["delta"].get("content") or "")
+    async with AsyncClient(url) as client, client.stream("Hello", tree=CHAIN, max_tokens=400) as pieces:
+        async for piece in pieces:
+            ages += _ages(piece)
     return ages
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.client import ClientError, Reply, RouterClient, StreamError
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.target import Target, TargetError, cluster_target, running_target
@@ -36,7 +35,8 @@ from experiments.settings.result import RunResult
 from experiments.settings.summary import Report, RunFolder, Session, Summary, summarize
 from experiments.settings.table import format_failures, format_question, format_table
 from experiments.settings.timeline import draw_timeline, median_pair
-from shell_router.client_key import KEY_VARIABLE, client_key
+from shell_router.client import Answer, AsyncClient, ClientError, StreamError
+from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 from shell_router.options import ForcedAnswer
 from shell_router.record import RunRecord
@@ -68,7 +68,7 @@ class Experiment:
 
     async def run(self) -> None:
         """Make all runs. Raises `ConfigError` when a tree is not served; a run that fails does not stop the others."""
-        async with RouterClient(
+        async with AsyncClient(
             self._target.url, run_timeout_s=self._config.run_timeout_s, api_key=self._api_key
         ) as client:
             await self._check_trees(client)
@@ -91,7 +91,7 @@ class Experiment:
                     if missing and measured:
                         progress.say(format_question(measured) + "\n")
 
-    async def _warm_again(self, client: RouterClient) -> None:
+    async def _warm_again(self, client: AsyncClient) -> None:
         """After a resume the cluster is a new one, and cold, though its warm-ups are among the results: repeat them.
 
         No result comes of it, and what fails here fails in the runs that follow.
@@ -101,11 +101,14 @@ class Experiment:
         for step in self._plan:
             if step.warmup and step.name in self._made:
                 with contextlib.suppress(ClientError):
-                    await client.ask_with(
-                        step.tree, self._options(step, {}), self._source.prompt(step.question), step.seed
+                    await client.ask(
+                        self._source.prompt(step.question),
+                        tree=step.tree,
+                        options=self._options(step, {}),
+                        seed=step.seed,
                     )
 
-    async def _check_trees(self, client: RouterClient) -> None:
+    async def _check_trees(self, client: AsyncClient) -> None:
         try:
             served = await client.trees()
         except ClientError as error:
@@ -117,10 +120,10 @@ class Experiment:
                     f"tree {setting.tree!r} is not served; there are: {there} - at `$.settings[{index}].tree`"
                 )
 
-    async def _make(self, client: RouterClient, step: Step) -> RunResult:
+    async def _make(self, client: AsyncClient, step: Step) -> RunResult:
         started = time.time()
         flushed = False
-        reply: Reply | None = None
+        reply: Answer | None = None
         run_id: str | None = None
         record: RunRecord | None = None
         forced: dict[str, ForcedAnswer] = {}
@@ -129,7 +132,7 @@ class Experiment:
             forced = self._recorded_answers(step)
             flushed = await self._flush()
             prompt = self._source.prompt(step.question)
-            reply = await client.ask_with(step.tree, self._options(step, forced), prompt, step.seed)
+            reply = await client.ask(prompt, tree=step.tree, options=self._options(step, forced), seed=step.seed)
             run_id = reply.run_id
         except StreamError as error:
             run_id = error.run_id

@@ -15,28 +15,10 @@ from shell_router.handlers.fields import field_of
 from shell_router.handlers.keys import SERVICE
 from shell_router.handlers.slow import ClientStalled, respond
 from shell_router.handlers.sse import EventStream
-from shell_router.record import Mode, RunRecord, RunState
+from shell_router.record import RunRecord, RunState, RunSummary
 from shell_router.trace import chrome_trace
 
 _QUESTION_CHARS = 200
-
-
-class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a list; the fields are those of its `RunRecord`."""
-
-    id: str
-    tree: str
-    mode: Mode
-    state: RunState
-    created: float
-    question: str
-    """Its first 200 characters."""
-    duration_s: float | None
-    ttft_s: float | None
-    degraded: bool
-    early_exits: int
-    """Checks that made agents needless."""
-    error: str | None
 
 
 class _ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

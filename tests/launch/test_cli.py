@@ -19,7 +19,7 @@ from launch.ask import AskError
 from launch.state import ClusterState, ProcessId, ProcessState
 from shell_router.app import build_app
 from shell_router.auth import Guard
-from shell_router.client_key import KEY_VARIABLE
+from shell_router.client.key import KEY_VARIABLE
 from tests.shell_router.serving import serving
 from tests.shell_router.test_openai_schema import CASES, Case
 

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from experiments.kernel.client import ClientError
 from experiments.kernel.pair import Pair
 from experiments.kernel.target import TargetError, cluster_target
 from launch import preflight
 from launch.cluster import ClusterError
+from shell_router.client import ClientError
 from shell_router.config import ConfigError
 
 TREE = Path(__file__).resolve().parents[3] / "cfgs" / "trees" / "tree_3_1.json"

@@ -16,7 +16,6 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from experiments.kernel.client import ClientError
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.kernel.engine import OnTokens, Pool, TokenSource
 from experiments.kernel.environment import describe_environment
@@ -32,6 +31,7 @@ from experiments.load.folder import Begun, Folder
 from experiments.load.generator import OpenLoop, Outcome, Sample
 from experiments.load.report import make_report
 from experiments.load.show import format_report
+from shell_router.client import AsyncClient, ClientError
 from shell_router.errors import EngineError
 from tests.experiments.fake_router import Ask, FakeRouter, Reply
 from tests.experiments.load.test_numbers import SPLICED, config
@@ -362,8 +362,8 @@ async def outcome_of(handler: Handler, timeout_s: float = 20.0) -> Outcome:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        async with LoadClient(f"http://127.0.0.1:{runner.addresses[0][1]}", run_timeout_s=timeout_s) as client:
-            return await client.ask(every(1.0, 1)[0], SPLICED)
+        async with AsyncClient(f"http://127.0.0.1:{runner.addresses[0][1]}", run_timeout_s=timeout_s) as client:
+            return await LoadClient(client).ask(every(1.0, 1)[0], SPLICED)
     finally:
         await runner.cleanup()
 

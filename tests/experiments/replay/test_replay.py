@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.kernel.client import ClientError, RouterClient
 from experiments.replay.command import main, make_report
 from experiments.replay.redecide import Decision, redecide
 from experiments.replay.settings import SettingsError, describe, parse_settings
@@ -20,6 +19,7 @@ from experiments.replay.source import Recorded, SourceError, fetch, load
 from experiments.replay.verify import replay
 from launch import cli
 from launch.cluster import Cluster
+from shell_router.client import AsyncClient, ClientError
 from shell_router.core.early_exit import BallotKind, BypassPolicy, ExitOverride, ExitPolicy, draw
 from shell_router.core.events import Appended, Assessed, Event, Finished, Settled, Started, Tokens
 from shell_router.core.plan import ChunkPolicy, Plan, PlanOptions
@@ -647,8 +647,9 @@ def test_no_runs(tmp_path: Path) -> None:
 @pytest.mark.engine
 def test_runs_of_a_real_cluster(tiny_cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     async def ask(tree_name: str, mode: Mode) -> str:
-        async with RouterClient(tiny_cluster.url, run_timeout_s=120) as client:
-            return (await client.ask(tree_name, mode, "completion", "How many are two and two?", 5)).run_id
+        async with AsyncClient(tiny_cluster.url, run_timeout_s=120) as client:
+            answer = await client.ask("How many are two and two?", tree=tree_name, options={"mode": mode}, seed=5)
+            return answer.run_id
 
     asked: list[tuple[str, Mode]] = [("tree_3_1", "spliced"), ("tree_3_1", "blocking"), ("exit_9_3_1", "spliced")]
     for tree_name, mode in asked:

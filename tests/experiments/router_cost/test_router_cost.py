@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from experiments.kernel.client import ClientError
 from experiments.kernel.target import Target, TargetError
 from experiments.router_cost import command as router_cost
 from experiments.router_cost import pairs, process, stream
@@ -21,6 +20,7 @@ from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.stream import StreamCost
 from launch import state
 from launch.state import ClusterState, ProcessId, ProcessState
+from shell_router.client import ClientError
 from shell_router.config import ConfigError
 from shell_router.record import CheckRecord
 from tests.experiments.records import make_record
@@ -180,7 +180,7 @@ def test_a_cluster_is_measured_with_its_key_and_its_flush(tmp_path: Path, monkey
         async def make_pairs(self, count: int) -> list[tuple[MeasuredRun, MeasuredRun]]:
             assert self._flush is not None
             await self._flush()
-            seen.append(self._session.headers["Authorization"])
+            seen.append(self._client._session.headers["Authorization"])
             run = measured(10.0, [check(0, 1.0, 1.02)], router=0.1, assessor=0.2)
             return [(run, run)] * count
 

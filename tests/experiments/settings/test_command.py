@@ -263,7 +263,7 @@ def test_a_run_over_its_time_fails(config: Path, tmp_path: Path, capsys: pytest.
         code = main([str(config), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"])
     report = last_line(capsys.readouterr().out)
     assert code == EXIT_FAILED
-    assert report["failures"][0]["reason"].startswith("no end after 0.2 s")
+    assert report["failures"][0]["reason"].startswith("no end within 0.2 s")
     assert report["comparisons"] == []
     # The only setting's other run is shown.
     assert report["timeline"] is not None

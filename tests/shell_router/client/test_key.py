@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from experiments.kernel.client import ClientError, RouterClient
 from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
 from experiments.settings.command import main
 from shell_router.app import build_app
 from shell_router.auth import Guard
-from shell_router.client_key import KEY_VARIABLE
+from shell_router.client import AsyncClient, ClientError
+from shell_router.client.key import KEY_VARIABLE
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.serving import fake_service, serving
 
@@ -27,20 +27,20 @@ def guarded() -> web.Application:
 
 
 async def test_every_call_of_the_client_has_the_key() -> None:
-    async with serving(guarded()) as router, RouterClient(router.url, run_timeout_s=60, api_key=KEY) as client:
+    async with serving(guarded()) as router, AsyncClient(router.url, run_timeout_s=60, api_key=KEY) as client:
         assert await client.trees() == ("t",)
-        reply = await client.ask("t", "spliced", "fixed", "why?", seed=1)
+        reply = await client.ask("why?", tree="t", seed=1)
         assert (await client.record(reply.run_id)).agents[-1].text == reply.text
         assert await client.events(reply.run_id)
 
 
 @pytest.mark.parametrize("key", [None, "x"])
 async def test_without_the_key_the_reason_is_told(key: str | None) -> None:
-    async with serving(guarded()) as router, RouterClient(router.url, run_timeout_s=60, api_key=key) as client:
+    async with serving(guarded()) as router, AsyncClient(router.url, run_timeout_s=60, api_key=key) as client:
         with pytest.raises(ClientError, match=r"HTTP 401: .*API key.*\(invalid_api_key\)"):
             await client.trees()
         with pytest.raises(ClientError, match="HTTP 401"):
-            await client.ask("t", "spliced", "fixed", "why?", seed=1)
+            await client.ask("why?", tree="t", seed=1)
 
 
 async def test_graft_run_takes_it_from_the_environment(
