@@ -60,10 +60,10 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenSource:
-    """Random prompts, no two alike: no cache is warm by accident."""
+    """Random prompts, no two alike, not even those of two experiments: no cache is warm by accident."""
 
-    def __init__(self, seed: int, lowest: int, highest: int) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, lowest: int, highest: int) -> None:
+        self._random = random.Random()
         self._lowest, self._highest = lowest, highest
 
     def __call__(self, count: int) -> list[int]:

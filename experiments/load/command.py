@@ -155,7 +155,7 @@ async def _measure(config: LoadConfig, target: Target, folder: Folder, key: str 
             if pair is None:
                 raise TargetError("the workers whose pools are to be filled cannot be found")
             engine = await stack.enter_async_context(open_pair(pair, timeout_s=config.run_timeout_s))
-            tokens = TokenSource(config.seed, *config.fill.token_range)
+            tokens = TokenSource(*config.fill.token_range)
 
             @contextlib.asynccontextmanager
             async def fill(parameters: FillParameters = config.fill) -> AsyncIterator[Fill]:

@@ -104,7 +104,7 @@ class Setup:
 
     def __init__(self, arguments: argparse.Namespace, start: StartPair, samples: Lines[msgspec.Struct]) -> None:
         self.arguments = arguments
-        self.tokens = TokenSource(arguments.seed, *arguments.token_range)
+        self.tokens = TokenSource(*arguments.token_range)
         self._start = start
         self._samples = samples
 
@@ -377,7 +377,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what")
     what.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     what.add_argument("--repetitions", type=_count, default=5, help="after one warm-up")
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--seed", type=int, default=0, help="of lengths and orders; tokens are always new")
     what.add_argument("--token-range", type=int, nargs=2, default=(1000, 40000), help="of random token ids")
     prompts = parser.add_argument_group("ttft and scaling, tokens")
     prompts.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))

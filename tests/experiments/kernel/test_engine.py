@@ -12,7 +12,7 @@ from experiments.kernel.engine import TokenSource, closing, open_pair, read_answ
 from shell_router.errors import EngineError
 from tests.experiments.fake_pair import POOL, FakePair
 
-TOKENS = TokenSource(1, 1000, 40_000)
+TOKENS = TokenSource(1000, 40_000)
 
 
 async def test_a_plain_request_is_timed_and_counted() -> None:

@@ -302,7 +302,7 @@ def test_foreign_requests_keep_the_pools_occupied(tmp_path: Path) -> None:
     parameters = FillParameters(share=0.8, prompt=100, answer=20)
     wanted = config(fill=parameters)
     folder = begin(tmp_path, wanted)
-    engine, tokens = Engine(), TokenSource(1, 1, 10**6)
+    engine, tokens = Engine(), TokenSource(1, 10**6)
 
     async def work() -> None:
         def fill() -> Fill:
@@ -331,7 +331,7 @@ def test_pools_that_cannot_be_filled_are_told(share: float, fail: int, told: str
     async def work() -> None:
         parameters = FillParameters(share=share, prompt=100, answer=20)
         engine = Engine(fail)
-        async with Fill(engine, TokenSource(1, 1, 10**6), parameters):
+        async with Fill(engine, TokenSource(1, 10**6), parameters):
             pass
 
     with pytest.raises(EngineError, match=told):
@@ -342,7 +342,7 @@ def test_foreign_requests_that_fail_later_are_counted() -> None:
     async def work() -> Fill:
         parameters = FillParameters(share=0.8, prompt=100, answer=20)
         engine = Engine(fail=8)
-        async with Fill(engine, TokenSource(1, 1, 10**6), parameters) as fill:
+        async with Fill(engine, TokenSource(1, 10**6), parameters) as fill:
             await asyncio.sleep(60)
         return fill
 

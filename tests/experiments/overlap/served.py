@@ -12,7 +12,7 @@ from experiments.kernel.engine import PairClient, TokenSource, open_pair
 from experiments.overlap.stats import Mode, Sample
 from tests.experiments.fake_pair import FakePair
 
-TOKENS = TokenSource(1, 1000, 40_000)
+TOKENS = TokenSource(1000, 40_000)
 
 
 @asynccontextmanager
