@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 
 from experiments.kernel.command import EXIT_USAGE
 from experiments.kernel.pair import Pair
+from experiments.kernel.progress import Progress
 from experiments.kernel.target import TargetError
 from experiments.overlap import command as overlap
 from experiments.overlap import stats
 from experiments.overlap.stats import MODES
 from tests.experiments.overlap.served import in_thread
+from tests.waiting import wait_until
 
 
 def command(pair: Pair, folder: Path, part: str) -> list[str]:
@@ -100,6 +103,27 @@ def test_a_worker_without_sessions_is_refused_by_name(tmp_path: Path, capsys: py
         assert overlap.main([*arguments, "--modes", "blocking", "resend", "--loads", "idle"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["goals"] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_has_ended(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    def end(_: Progress, text: str) -> None:
+        told.append(text)
+        if len(told) == 2:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Progress, "end", end)
+    with in_thread(pace_s=0.01) as fake:
+        with pytest.raises(KeyboardInterrupt):
+            overlap.main(command(fake.pair, tmp_path, "chain"))
+        wait_until(lambda: fake.open_sessions == 0)
+    (samples,) = tmp_path.glob("*/samples.jsonl")
+    assert len(samples.read_text().splitlines()) == len(told) == 2
+    assert str(samples) in capsys.readouterr().err
 
 
 def test_a_cluster_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
