@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any
 
 import msgspec
 
@@ -44,7 +43,7 @@ async def status(channel: Channel) -> protocol.Status:
     facts = compat.server_facts()
     sessions, refusal = None, None
     try:
-        sessions = msgspec.msgpack.decode(await channel.call("status", None), type=protocol.SessionsStatus)
+        sessions = msgspec.json.decode(await channel.call("status", None), type=protocol.SessionsStatus)
     except Refused as refused:
         refusal = refused.problem
     return protocol.Status(
@@ -60,7 +59,6 @@ async def status(channel: Channel) -> protocol.Status:
     )
 
 
-def _add_routes(result: Any, manager: Any, *_args: Any, **_kwargs: Any) -> Any:
+def _add_routes(result: None, manager: compat.TokenizerManager) -> None:
     channel = Channel(manager)
     routes.add(compat.http_app(), manager, channel, lambda: status(channel))
-    return result

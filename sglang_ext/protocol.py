@@ -3,8 +3,7 @@
 Light on purpose: the shell router and the launcher import this module and must not need torch or SGLang.
 
 A session is one prompt that is still being written. The same `OpenRequest` goes to the prefill worker and the decode
-worker of a pair, and so does each `AppendRequest` and the `CommitRequest`; both number them alike. Bodies are JSON,
-or MessagePack with the content type `application/msgpack`; answers come in the form the request had.
+worker of a pair, and so does each `AppendRequest` and the `CommitRequest`; both number them alike. Bodies are JSON.
 """
 
 from __future__ import annotations
@@ -64,7 +63,6 @@ class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sampling_params: dict[str, Any] = {}
     stream: bool = False
     return_logprob: bool = False
-    top_logprobs_num: Annotated[int, Meta(ge=0)] = 0
 
 
 class CloseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

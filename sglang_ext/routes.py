@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import HTTPException, Request, Response
@@ -15,30 +15,31 @@ from sglang_ext.engine import messages
 from sglang_ext.engine.channel import Channel
 from sglang_ext.sessions import Refused
 
-_MSGPACK = "application/msgpack"
+T = TypeVar("T", bound=msgspec.Struct)
 
-_BODIES: dict[str, tuple[messages.Kind, Any, Any]] = {
-    protocol.OPEN_PATH: ("open", protocol.OpenRequest, protocol.SessionReply),
-    protocol.APPEND_PATH: ("append", protocol.AppendRequest, protocol.SessionReply),
-    protocol.CLOSE_PATH: ("close", protocol.CloseRequest, protocol.CloseReply),
+_CALLS: dict[str, tuple[messages.Kind, type[messages.Request]]] = {
+    protocol.OPEN_PATH: ("open", protocol.OpenRequest),
+    protocol.APPEND_PATH: ("append", protocol.AppendRequest),
+    protocol.CLOSE_PATH: ("close", protocol.CloseRequest),
 }
 
 
-def add(app: Any, manager: Any, channel: Channel, status: Callable[[], Awaitable[protocol.Status]]) -> None:
+def add(
+    app: Any, manager: compat.TokenizerManager, channel: Channel, status: Callable[[], Awaitable[protocol.Status]]
+) -> None:
     """Add our routes to SGLang's FastAPI `app`, whose tokenizer manager is `manager`; `status` is asked each time."""
 
-    def call(kind: messages.Kind, request_type: Any, reply_type: Any) -> Callable[..., Awaitable[Any]]:
+    def call(kind: messages.Kind, request_type: type[messages.Request]) -> Callable[..., Awaitable[Any]]:
         async def handler(request: Request) -> Any:
             try:
-                reply = await channel.call(kind, await _decode(request, request_type))
+                return _json(await channel.call(kind, await _decode(request, request_type)))
             except Refused as refused:
-                return _problem(request, refused.problem)
-            return _encode(request, msgspec.msgpack.decode(reply, type=reply_type), 200)
+                return _problem(refused.problem)
 
         return handler
 
     async def get_status() -> Any:
-        return Response(msgspec.json.encode(await status()), media_type="application/json")
+        return _json(msgspec.json.encode(await status()))
 
     async def commit(request: Request) -> Any:
         try:
@@ -53,9 +54,9 @@ def add(app: Any, manager: Any, channel: Channel, status: Callable[[], Awaitable
                 raise _refused("closed", error.detail) from error
             if (found := _refusal_in(first)) is not None:
                 await outputs.aclose()
-                return _problem(request, found)
+                return _problem(found)
         except Refused as refused:
-            return _problem(request, refused.problem)
+            return _problem(refused.problem)
         if not body.stream:
             return JSONResponse(first)
         return StreamingResponse(
@@ -64,46 +65,37 @@ def add(app: Any, manager: Any, channel: Channel, status: Callable[[], Awaitable
             background=manager.create_abort_task(generate),
         )
 
-    for path, (kind, request_type, reply_type) in _BODIES.items():
-        app.add_api_route(path, call(kind, request_type, reply_type), methods=["POST"], response_model=None)
+    for path, (kind, request_type) in _CALLS.items():
+        app.add_api_route(path, call(kind, request_type), methods=["POST"], response_model=None)
     app.add_api_route(protocol.COMMIT_PATH, commit, methods=["POST"], response_model=None)
     app.add_api_route(protocol.STATUS_PATH, get_status, methods=["GET"], response_model=None)
 
 
-async def _decode(request: Request, kind: Any) -> Any:
+async def _decode(request: Request, kind: type[T]) -> T:
     """The body of `request`. Raises `Refused` naming the field that is wrong."""
-    body = await request.body()
-    decode = msgspec.msgpack.decode if _is_msgpack(request) else msgspec.json.decode
     try:
-        return decode(body, type=kind)
+        return msgspec.json.decode(await request.body(), type=kind)
     except msgspec.DecodeError as error:
         raise Refused("bad_request", str(error)) from error
 
 
-def _encode(request: Request, reply: Any, status: int) -> Response:
-    if _is_msgpack(request):
-        return Response(msgspec.msgpack.encode(reply), status_code=status, media_type=_MSGPACK)
-    return Response(msgspec.json.encode(reply), status_code=status, media_type="application/json")
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status_code=status, media_type="application/json")
 
 
-def _problem(request: Request, problem: protocol.Problem) -> Response:
-    return _encode(request, protocol.ProblemReply(error=problem), int(problem.http_status))
+def _problem(problem: protocol.Problem) -> Response:
+    return _json(msgspec.json.encode(protocol.ProblemReply(error=problem)), int(problem.http_status))
 
 
-def _is_msgpack(request: Request) -> bool:
-    return bool(request.headers.get("content-type", "").startswith(_MSGPACK))
-
-
-def _generate_input(body: protocol.CommitRequest) -> Any:
+def _generate_input(body: protocol.CommitRequest) -> compat.Generate:
     """The generate request that commits a session; the scheduler completes its prompt."""
-    return compat.GenerateReqInput(
+    return compat.make_generate(
         rid=body.session_id,
         input_ids=body.input_ids,
         sampling_params=body.sampling_params,
         stream=body.stream,
         return_logprob=body.return_logprob,
         logprob_start_len=-1,
-        top_logprobs_num=body.top_logprobs_num,
         # The scheduler puts the session's room here; the manager only asks that there is one.
         bootstrap_room=0,
         session_params={"id": body.session_id, "offset": body.seq, "rid": messages.COMMIT_MARK},

@@ -27,6 +27,7 @@ def extend(
     extend_prefix_lens: torch.Tensor,
     extend_seq_lens: torch.Tensor,
     encoder_lens: torch.Tensor | None = None,
+    *rest: Any,
     **options: Any,
 ) -> Any:
     """Around `TorchNativeAttnBackend._run_sdpa_forward_extend`, with its arguments.
@@ -34,10 +35,10 @@ def extend(
     `query` and `output` are [new tokens, heads, head size] of all sequences in a row, the caches
     [slots, kv heads, head size]. Only plain causal self-attention is taken over; the rest goes to `original`.
     """
-    if encoder_lens is not None or not _is_plain_causal(options):
+    if encoder_lens is not None or rest or not _is_plain_causal(options):
         return original(
             backend, query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens,
-            extend_prefix_lens, extend_seq_lens, encoder_lens, **options,
+            extend_prefix_lens, extend_seq_lens, encoder_lens, *rest, **options,
         )  # fmt: skip
     scale, grouped = options.get("scaling"), options.get("enable_gqa", False)
     start = 0

@@ -6,11 +6,13 @@ import importlib
 import sys
 from typing import Any
 
+from sglang_ext import compat
+
 _PROGRESS_US = 1000
 """How long NIXL's progress thread may sleep where nothing wakes it, microseconds."""
 
 
-def declare_host_memory(_manager: Any, args: Any, *_rest: Any, **_kwargs: Any) -> None:
+def declare_host_memory(_manager: object, args: compat.KVArgs, *_rest: object, **_kwargs: object) -> None:
     """Before `NixlKVManager.__init__`: mark each KV buffer of this worker as DRAM, and let NIXL's thread sleep.
 
     Only this worker's own buffers: the peer's kinds arrive with its registration.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from sglang_ext import compat, protocol
 from sglang_ext.engine.host import Entry, SessionHost, Waiter, heard
@@ -23,16 +22,16 @@ _PEER_RETRY_S = 1.0
 _PEER_ATTEMPTS = 10
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Reservation(Entry):
     """A session's part on the decode worker."""
 
-    owner: Any = None
+    owner: compat.Req
     """A request of ours whose row has the session's pages."""
-    receiver: Any = None
-    slot: int = -1
+    receiver: compat.Receiver
+    slot: int
     """Metadata buffer into which the prefill worker writes the first token."""
-    peer: str = ""
+    peer: str
     found: bool = False
     """This rank has found its prefill worker."""
     linked: bool = False
@@ -50,8 +49,8 @@ class _Drain:
     acknowledgements: int
 
 
-class DecodeHost(SessionHost[Reservation]):
-    def __init__(self, scheduler: Any, table: SessionTable, metrics: Metrics | None) -> None:
+class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
+    def __init__(self, scheduler: compat.DecodeScheduler, table: SessionTable, metrics: Metrics | None) -> None:
         super().__init__(scheduler, table, metrics)
         self._tree = scheduler.tree_cache
         self._allocator = scheduler.token_to_kv_pool_allocator
@@ -60,7 +59,7 @@ class DecodeHost(SessionHost[Reservation]):
         self._transfers = self._queue.kv_manager
         self._slots = scheduler.req_to_metadata_buffer_idx_allocator
         self._drains: list[_Drain] = []
-        self._head: Any = None
+        self._head: object = None
         """First ordinary request that waited for memory when the last turn began."""
 
     # Calls
@@ -69,26 +68,27 @@ class DecodeHost(SessionHost[Reservation]):
         # The other half of the buffers and rows is for ordinary requests.
         if self._slots.available_size() <= self._slots.size // 2 or self._rows.available_size() <= self._rows.size // 2:
             raise Refused("over_budget", "too few request rows are free for another session")
-        entry = Reservation(session, peer=f"{request.bootstrap_host}:{request.bootstrap_port}")
         wanted = self._wanted(session)
         # Those that are here go first: they are nearer to their commit.
         if not self._keeps_budget(wanted):
             raise Refused("over_budget", f"the sessions' share of the KV pool has no room for {wanted} tokens")
         if not self._fits(wanted):
             raise Refused("over_budget", f"there is no room for {wanted} tokens beside the ordinary requests")
-        entry.owner = compat.Req(
+        owner = compat.make_request(
             rid=f"{session.id}~0",
             origin_input_text="",
             origin_input_ids=session.ids[:0],
-            sampling_params=compat.SamplingParams(max_new_tokens=0),
+            sampling_params=compat.make_sampling_params(max_new_tokens=0),
             bootstrap_room=session.room,
             disagg_mode=self.scheduler.disaggregation_mode,
         )
-        entry.slot = self._slots.alloc()
-        self._rows.alloc([entry.owner])
+        slot = self._slots.alloc()
+        assert slot is not None, "no metadata buffer after the check that there is"
+        self._rows.alloc([owner])
+        peer = f"{request.bootstrap_host}:{request.bootstrap_port}"
+        receiver = compat.make_receiver(mgr=self._transfers, bootstrap_addr=peer, bootstrap_room=session.room)
+        entry = Reservation(session=session, owner=owner, receiver=receiver, slot=slot, peer=peer)
         self._allocate(entry, wanted)
-        receiver_class = compat.get_kv_class(self._queue.transfer_backend, compat.KVClassType.RECEIVER)
-        entry.receiver = receiver_class(mgr=self._transfers, bootstrap_addr=entry.peer, bootstrap_room=session.room)
         self._find_peer(entry)
         self._link([entry])
         return entry
@@ -100,9 +100,9 @@ class DecodeHost(SessionHost[Reservation]):
     def is_done(self, entry: Reservation, waiter: Waiter) -> bool:
         return True
 
-    def take_request(self, entry: Reservation, request: Any) -> None:
+    def take_request(self, entry: Reservation, request: compat.Req) -> None:
         entry.committed = request
-        self._start_commit(entry)
+        self._start_commit(entry, request)
 
     # The event loop
 
@@ -114,7 +114,7 @@ class DecodeHost(SessionHost[Reservation]):
         self._link([entry for entry in self.entries.values() if entry.ending is None and not entry.linked])
         for entry in tuple(self.entries.values()):
             if entry.ending is None and entry.committed is not None:
-                self._start_commit(entry)
+                self._start_commit(entry, entry.committed)
         self._relieve_starving()
         self._resolve_drains()
 
@@ -126,12 +126,12 @@ class DecodeHost(SessionHost[Reservation]):
             entry.committed is not None or not entry.linked for entry in self.entries.values()
         )
 
-    def kv_records(self) -> dict[str, Any]:
+    def kv_records(self) -> dict[str, compat.Kv]:
         held = [entry for entry in self.entries.values() if entry.ending is None]
         return {entry.session.id: entry.owner.kv for entry in (*held, *(drain.entry for drain in self._drains))}
 
     def page_bytes(self) -> int:
-        return int(self._transfers.kv_item_lens_sum)
+        return self._transfers.kv_item_lens_sum
 
     # Room
 
@@ -170,19 +170,15 @@ class DecodeHost(SessionHost[Reservation]):
 
     def _fits(self, extra: int) -> bool:
         """Whether `extra` tokens can be had, with what SGLang reserves for the requests that decode left alone."""
-        running = self.scheduler.running_batch.reqs
-        retractable = sum(len(r.origin_input_ids) + len(r.output_ids) for r in running)
-        free: int = self._queue._allocatable_token_budgets(retractable_tokens=retractable, count_retracted=True)
-        return extra <= free
+        return extra <= compat.free_tokens(self.scheduler)
 
     def _allocate(self, entry: Reservation, extra: int) -> None:
         session, kv = entry.session, entry.owner.kv
         compat.evict_from_tree_cache(self._tree, extra)
         slots = self._allocator.alloc(extra)
         assert slots is not None, f"no room for {extra} tokens after the check that there is"
-        self._rows.write((kv.req_pool_idx, slice(session.held, session.held + extra)), slots)
+        compat.extend_row(self._rows, kv, extra, slots)
         session.hold(session.held + extra, session.held)
-        kv.kv_allocated_len = kv.kv_committed_len = session.held
 
     # The transfer
 
@@ -193,10 +189,8 @@ class DecodeHost(SessionHost[Reservation]):
         entry.attempted_at, entry.attempts = now, entry.attempts + 1
         if not self._transfers.try_ensure_parallel_info(entry.peer):
             if entry.attempts >= _PEER_ATTEMPTS:
-                self._transfers.record_failure(
-                    entry.session.room, f"the prefill worker at {entry.peer} does not answer"
-                )
-                self._transfers.update_status(entry.session.room, compat.KVPoll.Failed)
+                reason = f"the prefill worker at {entry.peer} does not answer"
+                compat.fail_room(self._transfers, entry.session.room, reason)
             return
         entry.receiver.init(0)
         entry.found = entry.receiver.conclude_state is None
@@ -214,9 +208,8 @@ class DecodeHost(SessionHost[Reservation]):
         if not entry.linked:
             return
         row = self._rows.req_to_token[entry.owner.kv.req_pool_idx, : entry.session.held]
-        slots = self._allocator.translate_kv_indices_for_transfer(row)
-        pages = compat.kv_to_page_indices(slots, self.page_size).astype("int32")
-        entry.receiver.send_metadata(pages, entry.slot, [], decode_prefix_len=0)
+        pages = compat.pages_to_transfer(self._allocator, row)
+        compat.announce(entry.receiver, pages, entry.slot)
 
     def _poll_transfers(self) -> None:
         entries = [entry for entry in self.entries.values() if entry.ending is None]
@@ -224,21 +217,21 @@ class DecodeHost(SessionHost[Reservation]):
             if entry.linked:
                 # The transfer's patience counts from the commit; until then the session's time to live holds.
                 entry.receiver.init_time = time.time()
-        polls = compat.poll_and_all_reduce([entry.receiver for entry in entries], self._queue.gloo_group)
+        polls = compat.poll_on_all_ranks([entry.receiver for entry in entries], self._queue.gloo_group)
         for entry, poll in zip(entries, polls, strict=True):
             if poll == compat.KVPoll.Failed and entry.ending is None:
-                self.drop(entry, *heard(self._transfers.failure_records.get(entry.session.room, "")))
+                self.drop(entry, *heard(compat.failure_of(self._transfers, entry.session.room)))
 
     # The commit
 
-    def _start_commit(self, entry: Reservation) -> None:
+    def _start_commit(self, entry: Reservation, request: compat.Req) -> None:
         """Let the committed request take over, as soon as there is room for the whole prompt."""
         if not entry.linked or not self._grow_to_commit(entry):
             return
-        request, session, kv = entry.committed, entry.session, entry.owner.kv
+        session, kv = entry.session, entry.owner.kv
         tokens = len(session.ids)
         if (surplus := self._whole_pages(tokens)) < session.held:
-            self._tree.free_kv_row(kv, [(surplus, session.held)])
+            compat.cut_row(self._tree, kv, surplus)
         kv.kv_committed_len = kv.kv_allocated_len = tokens
         request.kv = entry.owner.detach_kv()
         request.full_untruncated_fill_ids = request.origin_input_ids + request.output_ids
@@ -248,7 +241,7 @@ class DecodeHost(SessionHost[Reservation]):
         request.time_stats.set_bootstrap_done_time()
         request.time_stats.set_decode_transfer_queue_entry_time()
         self.scheduler.disagg_decode_transfer_queue.add(
-            compat.DecodeRequest(
+            compat.make_decode_request(
                 req=request, kv_receiver=entry.receiver, waiting_for_input=True, metadata_buffer_index=entry.slot
             )
         )
@@ -280,7 +273,7 @@ class DecodeHost(SessionHost[Reservation]):
         receiver = entry.receiver
         receiver.abort()
         if self._transfers.enable_deferred_decode_kv_release and receiver.abort_notified:
-            timeout: float = self.scheduler.disagg_decode_transfer_queue.deferred_kv_release_timeout
+            timeout = self.scheduler.disagg_decode_transfer_queue.deferred_kv_release_timeout
             self._drains.append(_Drain(entry, time.monotonic() + timeout, len(receiver.bootstrap_infos)))
         else:
             self._release(entry)
@@ -307,10 +300,9 @@ class DecodeHost(SessionHost[Reservation]):
                 self._drains.append(drain)
 
     def _release(self, entry: Reservation) -> None:
-        compat.release_kv_cache(entry.owner, self._tree, checkpoint=False)
-        self.scheduler.disagg_metadata_buffers.clear_slot(entry.slot)
+        compat.release_kv(entry.owner, self._tree)
+        compat.clear_metadata(self.scheduler.disagg_metadata_buffers, entry.slot)
         self._slots.free(entry.slot)
         entry.receiver.clear()
-        with self._transfers.failure_lock:
-            self._transfers.failure_records.pop(entry.session.room, None)
+        compat.forget_failure(self._transfers, entry.session.room)
         self.finish(entry)

@@ -6,12 +6,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sglang_ext import compat, protocol
 from sglang_ext.engine import messages
 from sglang_ext.engine.decode import DecodeHost
-from sglang_ext.engine.host import SessionHost
 from sglang_ext.engine.metrics import Metrics
 from sglang_ext.engine.prefill import PrefillHost
 from sglang_ext.sessions import Limits, SessionTable
@@ -19,36 +19,42 @@ from sglang_ext.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
-_host: SessionHost[Any] | None = None
+_host: PrefillHost | DecodeHost | None = None
 _refusal: protocol.Problem | None = None
 _without_logits = False
 """The batch in the forward pass needs no logits."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def start_host(result: Any, scheduler: Any) -> None:
+
+def start_host(result: None, scheduler: compat.Scheduler) -> None:
     """After `init_request_dispatcher`: the queues and pools exist, messages can be routed."""
     global _host, _refusal
-    scheduler._request_dispatcher += compat.TypeBasedDispatcher([(messages.SessionCall, _handle)])
+    compat.take_messages(scheduler, messages.SessionCall, _handle)
     _refusal = compat.sessions_refusal(scheduler)
     if _refusal is not None:
         _host = None
         logger.info("graft: no incremental sessions on this worker: %s", _refusal.message)
         return
     settings = from_environment(os.environ)
-    pool = scheduler.max_total_num_tokens
     limits = Limits(
         page_size=scheduler.token_to_kv_pool_allocator.page_size,
         vocabulary=scheduler.model_config.vocab_size,
         max_prompt_tokens=scheduler.max_req_input_len - 1,
         max_sessions=settings.max_sessions,
-        max_held_tokens=int(pool * settings.kv_share),
+        max_held_tokens=int(scheduler.max_total_num_tokens * settings.kv_share),
         max_ttl_s=settings.ttl_s,
     )
     table = SessionTable(limits, time.monotonic)
-    prefill = scheduler.disaggregation_mode == compat.DisaggregationMode.PREFILL
-    first_rank = compat.is_first_rank()
-    metrics = Metrics("prefill" if prefill else "decode") if first_rank and compat.metrics_enabled() else None
-    _host = (PrefillHost if prefill else DecodeHost)(scheduler, table, metrics)
+    if (prefill := compat.as_prefill(scheduler)) is not None:
+        _host = PrefillHost(prefill, table, _metrics("prefill"))
+    else:
+        _host = DecodeHost(compat.as_decode(scheduler), table, _metrics("decode"))
+
+
+def _metrics(role: str) -> Metrics | None:
+    return Metrics(role) if compat.is_first_rank() and compat.metrics_enabled() else None
 
 
 def _handle(call: messages.SessionCall) -> messages.SessionAnswer | None:
@@ -58,82 +64,91 @@ def _handle(call: messages.SessionCall) -> messages.SessionAnswer | None:
     return messages.refusal(call, _refusal)
 
 
-def after_input(result: Any, scheduler: Any, requests: Any) -> None:
+def after_input(result: None, scheduler: object, recv_reqs: object) -> None:
     if _host is not None:
         _host.tick()
 
 
-def add_expiry(result: list[Any], scheduler: Any) -> list[Any]:
+def add_expiry(result: list[compat.BaseReq], scheduler: object) -> list[compat.BaseReq]:
     """After `_poll_timeout_aborts`, which only the first rank calls and whose result all ranks get."""
     if _host is None or (expiry := _host.expired()) is None:
         return result
     return [*result, expiry]
 
 
-def around_generate(original: Callable[..., Any], scheduler: Any, request: Any, **options: Any) -> Any:
-    params = request.session_params
-    if _host is None or params is None or params.rid != messages.COMMIT_MARK:
-        return original(scheduler, request, **options)
-    if _host.generate(request):
-        return original(scheduler, request, **options)
+def around_generate(
+    original: Callable[Concatenate[object, compat.TokenizedGenerate, P], R],
+    scheduler: object,
+    recv_req: compat.TokenizedGenerate,
+    *args: P.args,
+    **options: P.kwargs,
+) -> R | None:
+    params = recv_req.session_params
+    if _host is None or params is None or params.rid != messages.COMMIT_MARK or _host.generate(recv_req, params):
+        return original(scheduler, recv_req, *args, **options)
     return None
 
 
-def before_abort(scheduler: Any, request: Any) -> None:
+def before_abort(scheduler: object, recv_req: compat.AbortReq) -> None:
     if _host is not None:
-        _host.abort(request.rid or "", bool(request.abort_all))
+        _host.abort(recv_req.rid or "", recv_req.abort_all)
 
 
-def around_flush(original: Callable[..., bool], scheduler: Any, *args: Any, **options: Any) -> bool:
+def around_flush(original: Callable[P, bool], *args: P.args, **options: P.kwargs) -> bool:
     """A flush clears the pools: no session may hold anything there then."""
     if _host is not None and not _host.end_all("the worker's cache was flushed"):
         logger.warning("graft: the cache is not flushed, memory of ended sessions is still draining")
         return False
-    return original(scheduler, *args, **options)
+    return original(*args, **options)
 
 
-def around_sleep(original: Callable[..., None], scheduler: Any) -> None:
+def around_sleep(original: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
     if _host is None or not _host.must_not_sleep():
-        original(scheduler)
+        original(*args, **options)
 
 
-def add_records(result: dict[str, Any], *_args: Any) -> dict[str, Any]:
+def add_records(result: dict[str, compat.Kv], tree: object) -> dict[str, compat.Kv]:
     return {**result, **_host.kv_records()} if _host is not None and _host.entries else result
 
 
-def around_bootstrap_add(original: Callable[..., None], queue: Any, request: Any, num_kv_heads: int) -> None:
-    if not _takes_over(queue, request):
-        original(queue, request, num_kv_heads)
+def around_bootstrap_add(
+    original: Callable[[compat.AdmissionQueue, compat.Req, int], None],
+    queue: compat.AdmissionQueue,
+    req: compat.Req,
+    num_kv_heads: int,
+) -> None:
+    if not _takes_over(queue, req):
+        original(queue, req, num_kv_heads)
 
 
 def around_prealloc_add(
-    original: Callable[..., None], queue: Any, request: Any, is_retracted: bool = False, is_rebootstrap: bool = False
+    original: Callable[[compat.AdmissionQueue, compat.Req, bool, bool], None],
+    queue: compat.AdmissionQueue,
+    req: compat.Req,
+    is_retracted: bool = False,
+    is_rebootstrap: bool = False,
 ) -> None:
-    if is_retracted or is_rebootstrap or not _takes_over(queue, request):
-        original(queue, request, is_retracted=is_retracted, is_rebootstrap=is_rebootstrap)
+    if is_retracted or is_rebootstrap or not _takes_over(queue, req):
+        original(queue, req, is_retracted, is_rebootstrap)
 
 
-def _takes_over(queue: Any, request: Any) -> bool:
+def _takes_over(queue: compat.AdmissionQueue, request: compat.Req) -> bool:
     """Let `request` take its session over, if it commits one. SGLang's own refusal of it ends the session."""
-    entry = _host.entry_in_room(request.bootstrap_room) if _host is not None else None
-    if _host is None or entry is None or entry.session.state != "committed" or entry.committed is not None:
-        return False
-    if compat.is_unadmitted_reject(request):
-        _host.drop(entry, "lost", "SGLang refused the committed request")
-        return False
-    if queue._check_if_req_exceed_kv_capacity(request):
-        _host.drop(entry, "lost", "the committed prompt is too long")
-    else:
-        _host.take_request(entry, request)
-    return True
+    return _host is not None and _host.take_over(queue, request)
 
 
-def after_prefill_result(result: Any, scheduler: Any, batch: Any, batch_result: Any) -> None:
+def after_prefill_result(_result: None, scheduler: object, batch: compat.Batch, result: object) -> None:
     if isinstance(_host, PrefillHost):
         _host.batch_done(batch)
 
 
-def around_run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **options: Any) -> Any:
+def around_run_batch(
+    original: Callable[Concatenate[object, compat.Batch, P], R],
+    scheduler: object,
+    batch: compat.Batch,
+    *args: P.args,
+    **options: P.kwargs,
+) -> R:
     global _without_logits
     _without_logits = isinstance(_host, PrefillHost) and _host.has_only_appends(batch)
     try:
@@ -142,20 +157,25 @@ def around_run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *
         _without_logits = False
 
 
-def around_logits(original: Callable[..., Any], processor: Any, *args: Any, **options: Any) -> Any:
-    if _without_logits:
-        return compat.LogitsProcessorOutput(next_token_logits=None)
-    return original(processor, *args, **options)
+def around_logits(original: Callable[P, object], *args: P.args, **options: P.kwargs) -> object:
+    return compat.make_logits_output(next_token_logits=None) if _without_logits else original(*args, **options)
 
 
 def around_send(
-    original: Callable[..., None], scheduler: Any, req: Any, last_chunk: bool = False, end_idx: int | None = None
+    original: Callable[[object, compat.Req, bool, int | None], None],
+    scheduler: object,
+    req: compat.Req,
+    last_chunk: bool = False,
+    end_idx: int | None = None,
 ) -> None:
-    if not isinstance(_host, PrefillHost) or not _host.send(original, req, last_chunk, end_idx):
-        original(scheduler, req, last_chunk=last_chunk, end_idx=end_idx)
+    finish = partial(original, scheduler, req, True) if last_chunk else None
+    if not isinstance(_host, PrefillHost) or not _host.send(req, end_idx, finish):
+        original(scheduler, req, last_chunk, end_idx)
 
 
-def after_next_round(result: None, request: Any, tree_cache: Any = None, *_args: Any, **_options: Any) -> None:
+def after_next_round(
+    result: None, request: compat.Req, tree_cache: compat.TreeCache | None = None, cow_mamba: object = None
+) -> None:
     """Without a radix tree a request that begins with a row of KV is matched to nothing: it has what is in the row."""
     if tree_cache is not None and request.kv.holds_kv and not tree_cache.supports_prefix_sharing():
         request.prefix_len = min(request.kv.kv_committed_len, len(request.full_untruncated_fill_ids))

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from array import array
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -40,7 +40,7 @@ class Entry:
     """What a worker keeps for a session."""
 
     session: Session
-    committed: Any = None
+    committed: compat.Req | None = None
     """The committed request, once SGLang has made it."""
     started: bool = False
     """The committed request has taken over what was held, and is SGLang's from here."""
@@ -51,17 +51,18 @@ class Entry:
 
 
 E = TypeVar("E", bound=Entry)
+S = TypeVar("S", bound=compat.Scheduler)
 
 
-class SessionHost(ABC, Generic[E]):
+class SessionHost(ABC, Generic[E, S]):
     """The sessions of one scheduler process. Every rank of a worker holds the same ones: what changes them comes by
     messages that SGLang broadcasts, or from polls that are reduced over the ranks. Only the first rank's clock counts.
     """
 
-    def __init__(self, scheduler: Any, table: SessionTable, metrics: Metrics | None) -> None:
+    def __init__(self, scheduler: S, table: SessionTable, metrics: Metrics | None) -> None:
         self.scheduler = scheduler
         self.table = table
-        self.page_size: int = scheduler.token_to_kv_pool_allocator.page_size
+        self.page_size = scheduler.token_to_kv_pool_allocator.page_size
         self.entries: dict[str, E] = {}
         self._metrics = metrics
         self._published_at = 0.0
@@ -73,15 +74,15 @@ class SessionHost(ABC, Generic[E]):
         received_at = time.monotonic()
         request = call.request()
         try:
-            if call.kind == "status":
+            if request is None:
                 return messages.answer(call, self.table.status(self.page_bytes()))
-            if call.kind == "expire":
+            if isinstance(request, list):
                 for session_id in request:
                     self._expire(session_id)
                 return None
-            if call.kind == "close":
+            if isinstance(request, protocol.CloseRequest):
                 return self._close(call, request)
-            if call.kind == "open":
+            if isinstance(request, protocol.OpenRequest):
                 session = self.table.open(request)
                 if session.id not in self.entries:
                     self._begin(session, request)
@@ -95,33 +96,36 @@ class SessionHost(ABC, Generic[E]):
             return messages.refusal(call, refusal.problem)
         return None
 
-    def generate(self, request: Any) -> bool:
+    def generate(self, request: compat.TokenizedGenerate, params: compat.SessionParams) -> bool:
         """A generate request that commits a session: complete it from what is known. Returns whether to go on."""
-        params = request.session_params
         try:
             session = self.table.commit(params.id, params.offset or 0, request.input_ids)
         except Refused as refusal:
             problem = refusal.problem
-            self.scheduler.send_control_output(
-                compat.AbortReq(
-                    rid=request.rid,
-                    finished_reason={
-                        "type": "abort",
-                        "status_code": int(problem.http_status),
-                        "message": msgspec.json.encode(problem).decode(),
-                    },
-                ),
-                request,
-            )
+            abort = _abort(request.rid, int(problem.http_status), msgspec.json.encode(problem).decode())
+            compat.send_answer(self.scheduler, abort, request)
             return False
         request.session_params = None
         request.bootstrap_room = session.room
         request.input_ids = array("q", session.ids)
         return True
 
-    def entry_in_room(self, room: int | None) -> E | None:
-        session = self.table.in_room(room)
-        return None if session is None else self.entries[session.id]
+    def take_over(self, queue: compat.AdmissionQueue, request: compat.Req) -> bool:
+        """A new request enters `queue`: if it commits a session, let it take that over. SGLang's own refusal of it ends
+        the session. Returns whether there is nothing left to do for the queue.
+        """
+        session = self.table.in_room(request.bootstrap_room)
+        if session is None or session.state != "committed" or self.entries[session.id].committed is not None:
+            return False
+        entry = self.entries[session.id]
+        if compat.is_refused(request):
+            self.drop(entry, "lost", "SGLang refused the committed request")
+            return False
+        if compat.refuses_too_long(queue, request):
+            self.drop(entry, "lost", "the committed prompt is too long")
+        else:
+            self.take_request(entry, request)
+        return True
 
     def abort(self, request_id: str, everything: bool) -> None:
         """SGLang aborts a request, or all of them: the session of it ends, too."""
@@ -161,13 +165,7 @@ class SessionHost(ABC, Generic[E]):
             self._send(messages.refusal(waiter.call, problem))
         entry.waiters.clear()
         if entry.committed is not None and not entry.started:
-            self.scheduler.send_abort_output(
-                compat.AbortReq(
-                    rid=entry.committed.rid,
-                    finished_reason={"type": "abort", "status_code": 503, "message": reason},
-                ),
-                entry.committed,
-            )
+            compat.send_abort(self.scheduler, _abort(entry.committed.rid, 503, reason), entry.committed)
         self.stop(entry)
 
     def finish(self, entry: E) -> None:
@@ -216,7 +214,7 @@ class SessionHost(ABC, Generic[E]):
         """Whether what `waiter` asked for is done."""
 
     @abstractmethod
-    def take_request(self, entry: E, request: Any) -> None:
+    def take_request(self, entry: E, request: compat.Req) -> None:
         """SGLang made the committed request: let it take over."""
 
     def may_expire(self, entry: E) -> bool:
@@ -240,7 +238,7 @@ class SessionHost(ABC, Generic[E]):
         """Whether `watch` waits for something that no message will announce."""
 
     @abstractmethod
-    def kv_records(self) -> dict[str, Any]:
+    def kv_records(self) -> dict[str, compat.Kv]:
         """Rows of the request pool that sessions hold, by name: SGLang's own account of memory includes them."""
 
     @abstractmethod
@@ -272,7 +270,12 @@ class SessionHost(ABC, Generic[E]):
             self.drop(entry, "expired", f"nobody used it for {entry.session.ttl_s:g} s")
 
     def _send(self, answer: messages.SessionAnswer) -> None:
-        self.scheduler.send_control_output(answer, answer)
+        compat.send_answer(self.scheduler, answer, answer)
+
+
+def _abort(request_id: str, status: int, message: str) -> compat.AbortReq:
+    reason = {"type": "abort", "status_code": status, "message": message}
+    return compat.make_abort(rid=request_id, finished_reason=reason)
 
 
 _FAREWELL = "session "

@@ -9,12 +9,13 @@ import msgspec
 from sglang_ext import compat, protocol
 
 Kind = Literal["open", "append", "close", "status", "expire"]
+Request = protocol.OpenRequest | protocol.AppendRequest | protocol.CloseRequest
 
 _REQUESTS: dict[Kind, Any] = {
     "open": protocol.OpenRequest,
     "append": protocol.AppendRequest,
     "close": protocol.CloseRequest,
-    "status": Any,
+    "status": None,
     "expire": list[str],
 }
 
@@ -22,39 +23,40 @@ COMMIT_MARK = "incremental-prefill"
 """`session_params.rid` of a generate request that commits a session of ours (`id` the session, `offset` the number)."""
 
 
-class SessionCall(compat.BaseReq, kw_only=True):  # type: ignore[misc,call-arg]
-    """A call of the API on its way to the schedulers; SGLang broadcasts it to all ranks. `body` is MessagePack."""
+class SessionCall(compat.BaseReq, kw_only=True):
+    """A call of the API on its way to the schedulers; SGLang broadcasts it to all ranks. `body` is JSON."""
 
     call_id: str
     kind: Kind
     body: bytes
 
-    def request(self) -> Any:
-        return msgspec.msgpack.decode(self.body, type=_REQUESTS[self.kind])
+    def request(self) -> Request | list[str] | None:
+        request: Request | list[str] | None = msgspec.json.decode(self.body, type=_REQUESTS[self.kind])
+        return request
 
 
-class SessionAnswer(compat.BaseReq, kw_only=True):  # type: ignore[misc,call-arg]
-    """The first rank's answer. `body` is the MessagePack of a reply, or of a `Problem` when `refused`."""
+class SessionAnswer(compat.BaseReq, kw_only=True):
+    """The first rank's answer. `body` is the JSON of a reply, or of a `Problem` when `refused`."""
 
     call_id: str
     body: bytes
     refused: bool
 
 
-def call(call_id: str, kind: Kind, request: Any) -> SessionCall:
-    return SessionCall(call_id=call_id, kind=kind, body=msgspec.msgpack.encode(request))
+def call(call_id: str, kind: Kind, request: Request | list[str] | None) -> SessionCall:
+    return SessionCall(call_id=call_id, kind=kind, body=msgspec.json.encode(request))
 
 
-def answer(to: SessionCall, reply: Any) -> SessionAnswer:
+def answer(to: SessionCall, reply: msgspec.Struct) -> SessionAnswer:
     return SessionAnswer(
-        call_id=to.call_id, http_worker_ipc=to.http_worker_ipc, body=msgspec.msgpack.encode(reply), refused=False
+        call_id=to.call_id, http_worker_ipc=to.http_worker_ipc, body=msgspec.json.encode(reply), refused=False
     )
 
 
 def refusal(to: SessionCall, problem: protocol.Problem) -> SessionAnswer:
     return SessionAnswer(
-        call_id=to.call_id, http_worker_ipc=to.http_worker_ipc, body=msgspec.msgpack.encode(problem), refused=True
+        call_id=to.call_id, http_worker_ipc=to.http_worker_ipc, body=msgspec.json.encode(problem), refused=True
     )
 
 
-compat.hook_custom_types(SessionCall, SessionAnswer)
+compat.register_messages(SessionCall, SessionAnswer)

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from sglang_ext import compat, protocol
 from sglang_ext.engine.host import Entry, SessionHost, Waiter, farewell
@@ -28,29 +27,29 @@ _FORGET_ROOM_S = 60.0
 """Metadata from the decode worker may still arrive this long after a room's end."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Prompt(Entry):
     """A session's part on the prefill worker."""
 
-    sender: Any = None
-    bootstrap_host: str = ""
-    bootstrap_port: int = 0
-    slot: int = -1
+    sender: compat.Sender
+    bootstrap_host: str
+    bootstrap_port: int
+    slot: int
     """Metadata buffer of the transfer; while a request of the session runs, that request has it."""
     linked: bool = False
     """The decode worker has told where its pages are."""
-    lock: Any = None
+    lock: compat.TreeLock | None = None
     """Keeps the computed prefix in the radix tree."""
-    owner: Any = None
+    owner: compat.Req | None = None
     """Without a radix tree: the last append, whose row holds the KV."""
-    running: Any = None
+    running: compat.Req | None = None
     """The append that is queued or in the forward pass."""
     last_push: Callable[[], None] | None = None
     """The transfer's end, waiting for the decode worker to have room for all pages."""
 
 
-class PrefillHost(SessionHost[Prompt]):
-    def __init__(self, scheduler: Any, table: SessionTable, metrics: Metrics | None) -> None:
+class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
+    def __init__(self, scheduler: compat.PrefillScheduler, table: SessionTable, metrics: Metrics | None) -> None:
         super().__init__(scheduler, table, metrics)
         self._tree = scheduler.tree_cache
         self._shares = self._tree.supports_prefix_sharing()
@@ -61,7 +60,7 @@ class PrefillHost(SessionHost[Prompt]):
         """Sessions by the id of their running append or committed request."""
         self._ended_rooms: deque[tuple[float, int]] = deque()
         self._appends = 0
-        self._head: Any = None
+        self._head: compat.Req | None = None
         """First of the waiting requests when the last turn began."""
 
     # Calls
@@ -71,15 +70,15 @@ class PrefillHost(SessionHost[Prompt]):
         if self._slots.available_size() <= self._slots.size // 2:
             raise Refused("over_budget", "too few metadata buffers are free for another session")
         slot = self._slots.alloc()
-        sender_class = compat.get_kv_class(self._queue.transfer_backend, compat.KVClassType.SENDER)
-        sender = sender_class(
+        assert slot is not None, "no metadata buffer after the check that there is"
+        sender = compat.make_sender(
             mgr=self._transfers,
             bootstrap_addr=f"{request.bootstrap_host}:{request.bootstrap_port}",
             bootstrap_room=session.room,
             req_has_disagg_prefill_dp_rank=False,
         )
         return Prompt(
-            session,
+            session=session,
             sender=sender,
             bootstrap_host=request.bootstrap_host,
             bootstrap_port=request.bootstrap_port,
@@ -92,13 +91,13 @@ class PrefillHost(SessionHost[Prompt]):
     def is_done(self, entry: Prompt, waiter: Waiter) -> bool:
         return entry.session.computed >= waiter.tokens
 
-    def take_request(self, entry: Prompt, request: Any) -> None:
-        self._queue._process_req(request)
+    def take_request(self, entry: Prompt, request: compat.Req) -> None:
+        compat.let_sample_one_token(self._queue, request)
         request.disagg_kv_sender = entry.sender
         entry.committed = request
         if entry.running is not None and self._waits(entry.running):
             # The committed request computes its tokens as well.
-            self._unqueue(entry)
+            self._unqueue(entry, entry.running)
         self._start_commit(entry)
 
     # The event loop
@@ -119,7 +118,7 @@ class PrefillHost(SessionHost[Prompt]):
         self._relieve_starving()
         now = time.monotonic()
         while self._ended_rooms and now - self._ended_rooms[0][0] > _FORGET_ROOM_S:
-            self._forget_room(self._ended_rooms.popleft()[1])
+            compat.forget_room(self._transfers, self._ended_rooms.popleft()[1])
 
     def draining(self) -> bool:
         return bool(self._ended_rooms)
@@ -130,15 +129,15 @@ class PrefillHost(SessionHost[Prompt]):
             for entry in self.entries.values()
         )
 
-    def kv_records(self) -> dict[str, Any]:
+    def kv_records(self) -> dict[str, compat.Kv]:
         return {entry.session.id: entry.owner.kv for entry in self.entries.values() if entry.owner is not None}
 
     def page_bytes(self) -> int:
-        return int(self._transfers.kv_item_lens_sum)
+        return self._transfers.kv_item_lens_sum
 
     # What the hooks call
 
-    def batch_done(self, batch: Any) -> None:
+    def batch_done(self, batch: compat.Batch) -> None:
         """SGLang has processed a batch's result: appends that are through leave their KV to the session."""
         ended = False
         for request in batch.reqs:
@@ -155,19 +154,21 @@ class PrefillHost(SessionHost[Prompt]):
             for entry in tuple(self.entries.values()):
                 self._prefill(entry)
 
-    def has_only_appends(self, batch: Any) -> bool:
+    def has_only_appends(self, batch: compat.Batch) -> bool:
         requests = self._requests
         return all((entry := requests.get(r.rid)) is not None and r is entry.running for r in batch.reqs)
 
-    def send(self, original: Callable[..., None], request: Any, last_chunk: bool, end_index: int | None) -> bool:
-        """Send a chunk of a session's request. Returns whether it was one."""
+    def send(self, request: compat.Req, end_index: int | None, finish: Callable[[int], None] | None) -> bool:
+        """Send a chunk of a session's request. Returns whether it was one. `finish` is there at the last chunk: it lets
+        SGLang send up to a token, with which the transfer ends.
+        """
         entry = self._requests.get(request.rid)
         if entry is None or (request is not entry.running and request is not entry.committed):
             return False
         end = request.extend_end if end_index is None else end_index
         end = min(end, len(request.origin_input_ids))
-        if last_chunk and request is entry.committed:
-            entry.last_push = partial(original, self.scheduler, request, True, end)
+        if finish is not None and request is entry.committed:
+            entry.last_push = partial(finish, end)
             if self._is_alone():
                 self._finish_last_pushes()
             return True
@@ -187,9 +188,9 @@ class PrefillHost(SessionHost[Prompt]):
         if target <= session.computed or self._sibling_computes_head(entry, target):
             return
         self._appends += 1
-        sampling = compat.SamplingParams(max_new_tokens=0)
+        sampling = compat.make_sampling_params(max_new_tokens=0)
         sampling.normalize(None)
-        request = compat.Req(
+        request = compat.make_request(
             rid=f"{session.id}~{self._appends}",
             origin_input_text="",
             origin_input_ids=session.ids[:target],
@@ -210,7 +211,7 @@ class PrefillHost(SessionHost[Prompt]):
             entry.owner = None
         entry.running = request
         self._requests[request.rid] = entry
-        self._enqueue(request)
+        compat.enqueue(self.scheduler, request)
 
     def _sibling_computes_head(self, entry: Prompt, target: int) -> bool:
         """Whether a running append is computing pages at the end of what `entry` holds that both have in common."""
@@ -226,14 +227,14 @@ class PrefillHost(SessionHost[Prompt]):
                 return True
         return False
 
-    def _keep(self, entry: Prompt, request: Any) -> None:
+    def _keep(self, entry: Prompt, request: compat.Req) -> None:
         """`request`, an append, is computed: hold its KV and let the request go."""
         session = entry.session
-        self._end_running(entry)
+        self._end_running(entry, request)
         tokens = len(request.origin_input_ids)
         if self._shares:
             lock = self._tree.lock(request.last_node)
-            compat.release_kv_cache(request, self._tree, checkpoint=False)
+            compat.release_kv(request, self._tree)
             self._tree.unlock(entry.lock)
             entry.lock = lock
         else:
@@ -248,25 +249,17 @@ class PrefillHost(SessionHost[Prompt]):
         self._prefill(entry)
         self.answer_waiters(entry)
 
-    def _end_running(self, entry: Prompt) -> None:
-        request = entry.running
+    def _end_running(self, entry: Prompt, request: compat.Req) -> None:
         entry.slot, request.metadata_buffer_index = request.metadata_buffer_index, -1
         entry.running = None
         del self._requests[request.rid]
 
-    def _unqueue(self, entry: Prompt) -> None:
+    def _unqueue(self, entry: Prompt, request: compat.Req) -> None:
         """Take the session's append out of the waiting queue."""
-        request = entry.running
         self.scheduler.waiting_queue = [r for r in self.scheduler.waiting_queue if r is not request]
-        self._end_running(entry)
+        self._end_running(entry, request)
         if request.kv.holds_kv:
             entry.owner = request
-
-    def _enqueue(self, request: Any) -> None:
-        self.scheduler._set_or_validate_priority(request)
-        request.time_stats.set_wait_queue_entry_time()
-        request.arrival_processed_tokens = self.scheduler.processed_tokens_counter
-        self.scheduler.waiting_queue.append(request)
 
     # The commit
 
@@ -285,7 +278,7 @@ class PrefillHost(SessionHost[Prompt]):
         entry.sender.init(pages, request.metadata_buffer_index)
         request.pending_bootstrap = False
         if entry.owner is not None:
-            self._leave_a_token(entry)
+            self._leave_a_token(entry.owner.kv, len(session.ids))
             # Without a tree SGLang admits requests that ignore the end token on a path that knows no prefix. The one
             # token that prefill samples ends nothing.
             request.sampling_params.ignore_eos = False
@@ -293,16 +286,12 @@ class PrefillHost(SessionHost[Prompt]):
             entry.owner = None
         self._requests[request.rid] = entry
         request.time_stats.set_bootstrap_done_time()
-        self._enqueue(request)
+        compat.enqueue(self.scheduler, request)
 
-    def _leave_a_token(self, entry: Prompt) -> None:
+    def _leave_a_token(self, kv: compat.Kv, tokens: int) -> None:
         """Logits need at least one token to compute: when all are, drop the last page of the row."""
-        kv = entry.owner.kv
-        if kv.kv_committed_len < len(entry.session.ids):
-            return
-        kept = kv.kv_committed_len - self.page_size
-        self._tree.free_kv_row(kv, [(kept, kv.kv_allocated_len)])
-        kv.kv_committed_len = kv.kv_allocated_len = kept
+        if kv.kv_committed_len >= tokens:
+            compat.cut_row(self._tree, kv, kv.kv_committed_len - self.page_size)
 
     def _finish_last_pushes(self) -> None:
         """Send the last pages and the first token of those whose decode worker has room for all pages."""
@@ -315,9 +304,9 @@ class PrefillHost(SessionHost[Prompt]):
             self.scheduler.attn_tp_cpu_group,
         )
         for entry, go in zip(waiting, ready, strict=True):
-            if not go or entry.last_push is None:
-                continue
             request, session = entry.committed, entry.session
+            if not go or entry.last_push is None or request is None:
+                continue
             request.start_send_idx = session.pushed
             entry.last_push()
             entry.last_push = None
@@ -325,12 +314,12 @@ class PrefillHost(SessionHost[Prompt]):
             self.table.counters.commit_pages += pages
             session.pushed = len(session.ids)
             self.table.counters.recomputed_tokens += max(0, session.computed - request.cached_tokens)
-            self._hand_over(entry)
+            self._hand_over(entry, request)
 
-    def _hand_over(self, entry: Prompt) -> None:
+    def _hand_over(self, entry: Prompt, request: compat.Req) -> None:
         """The committed request is SGLang's alone now."""
         entry.ending = entry.ending or ("committed", "it was committed")
-        del self._requests[entry.committed.rid]
+        del self._requests[request.rid]
         self._release(entry)
         self.finish(entry)
 
@@ -338,7 +327,7 @@ class PrefillHost(SessionHost[Prompt]):
 
     def _poll_transfers(self) -> None:
         entries = list(self.entries.values())
-        polls = compat.poll_and_all_reduce([entry.sender for entry in entries], self.scheduler.attn_tp_cpu_group)
+        polls = compat.poll_on_all_ranks([entry.sender for entry in entries], self.scheduler.attn_tp_cpu_group)
         for entry, poll in zip(entries, polls, strict=True):
             if entry.ending is not None:
                 continue
@@ -350,20 +339,16 @@ class PrefillHost(SessionHost[Prompt]):
                 entry.sender.init(_UNBOUNDED_PAGES)
 
     def _announced_pages(self, entry: Prompt) -> int:
-        """Pages the decode worker has room for: the shortest list its ranks have sent."""
-        infos = self._transfers.transfer_infos.get(entry.session.room)
-        if not infos or not entry.linked:
-            return 0
-        return min((len(info.dst_kv_indices) for info in list(infos.values()) if not info.is_dummy), default=0)
+        """Pages the decode worker has room for."""
+        return compat.announced_pages(self._transfers, entry.session.room) if entry.linked else 0
 
-    def _push(self, entry: Prompt, row: Any, end: int) -> None:
+    def _push(self, entry: Prompt, row: compat.Tensor, end: int) -> None:
         """Send the whole pages before token `end` that were not sent; `row` has the KV slot of each token."""
         session = entry.session
         end = min(end // self.page_size, self._announced_pages(entry)) * self.page_size
         if end <= session.pushed:
             return
-        slots = self.scheduler.token_to_kv_pool_allocator.translate_kv_indices_for_transfer(row[session.pushed : end])
-        pages = compat.kv_to_page_indices(slots, self.page_size)
+        pages = compat.pages_to_transfer(self.scheduler.token_to_kv_pool_allocator, row[session.pushed : end])
         entry.sender.send(pages, None, num_kv_tokens=end - session.pushed)
         session.pushed = end
         if session.state == "open":
@@ -396,7 +381,7 @@ class PrefillHost(SessionHost[Prompt]):
         self._tree.unlock(entry.lock)
         entry.lock = None
         if entry.owner is not None:
-            compat.release_kv_cache(entry.owner, self._tree, checkpoint=False)
+            compat.release_kv(entry.owner, self._tree)
             entry.owner = None
 
     def _relieve_starving(self) -> None:
@@ -432,11 +417,11 @@ class PrefillHost(SessionHost[Prompt]):
         self._transfers.conclude_failure(bootstrap_room=entry.session.room, failure_reason=farewell(entry))
         if request is not None:
             if self._waits(request):
-                self._unqueue(entry)
+                self._unqueue(entry, request)
             elif self.scheduler.chunked_req is request:
-                self.scheduler._pending_chunked_abort_req = request
+                compat.stop_chunked(self.scheduler, request)
             elif request.kv.holds_kv:
-                request.to_finish = compat.FINISH_ABORT()
+                request.to_finish = compat.finish_abort()
         self._try_finish(entry)
 
     def _try_finish(self, entry: Prompt) -> None:
@@ -446,9 +431,9 @@ class PrefillHost(SessionHost[Prompt]):
         if entry.running is not None:
             if not self._is_gone(entry.running):
                 return
-            self._end_running(entry)
+            self._end_running(entry, entry.running)
         self._release(entry)
-        if entry.started:
+        if entry.started and entry.committed is not None:
             # SGLang sees the failed transfer at the request and ends that, with its buffer and the room.
             self._requests.pop(entry.committed.rid, None)
         else:
@@ -459,22 +444,14 @@ class PrefillHost(SessionHost[Prompt]):
         self._ended_rooms.append((time.monotonic(), entry.session.room))
         self.finish(entry)
 
-    def _is_gone(self, request: Any) -> bool:
+    def _is_gone(self, request: compat.Req) -> bool:
         """Whether SGLang has let go of an append: between turns of the loop it either waits or has a row."""
         return not request.kv.holds_kv and not self._waits(request)
 
-    def _waits(self, request: Any) -> bool:
+    def _waits(self, request: compat.Req) -> bool:
         return any(waiting is request for waiting in self.scheduler.waiting_queue)
-
-    def _forget_room(self, room: int) -> None:
-        transfers = self._transfers
-        transfers.request_status.pop(room, None)
-        transfers.transfer_infos.pop(room, None)
-        transfers.req_to_decode_prefix_len.pop(room, None)
-        with transfers.failure_lock:
-            transfers.failure_records.pop(room, None)
 
     # Ranks
 
     def _is_alone(self) -> bool:
-        return bool(self.scheduler.tp_size == 1)
+        return self.scheduler.tp_size == 1

@@ -198,18 +198,6 @@ async def test_repeated_calls_are_harmless(tiny_cluster: Cluster) -> None:
         await nothing_is_held(pair)
 
 
-async def test_messagepack_is_spoken(tiny_cluster: Cluster) -> None:
-    async with pair_of(tiny_cluster) as pair:
-        session = Session(pair, max_prompt_tokens=50)
-        async with pair.client.post(
-            pair.prefill + protocol.OPEN_PATH,
-            data=msgspec.msgpack.encode(session.open_request([1, 2, 3])),
-            headers={"content-type": "application/msgpack"},
-        ) as reply:
-            assert msgspec.msgpack.decode(await reply.read(), type=protocol.SessionReply).known_tokens == 3
-        await session.close()
-
-
 async def test_metrics_tell_of_sessions(tiny_cluster: Cluster) -> None:
     async with pair_of(tiny_cluster) as pair:
         session = Session(pair, max_prompt_tokens=400)

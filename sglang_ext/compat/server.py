@@ -1,0 +1,151 @@
+"""The worker as a whole: its published configuration, and the HTTP process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from sglang_ext.compat.descriptions import describes, imported
+from sglang_ext.compat.requests import BaseReq, Dispatcher, Generate, make_dispatcher
+
+_CONTEXT = "sglang.srt.runtime_context"
+_ARGS = "sglang.srt.server_args.ServerArgs"
+
+
+@describes(_ARGS)
+class Disagg(Protocol):
+    """What flags said of disaggregation."""
+
+    disaggregation_mode: str
+    disaggregation_bootstrap_port: int
+    disaggregation_decode_allocation_policy: str
+
+
+@describes(_ARGS)
+class Device(Protocol):
+    device: str
+
+
+@describes(_ARGS)
+class Observability(Protocol):
+    enable_metrics: bool
+
+
+@describes(_ARGS)
+class ServerArgs(Protocol):
+    page_size: int
+
+
+@describes(_ARGS)
+class _Widths(Protocol):
+    pp_size: int
+    attn_cp_size: int
+
+
+@describes(f"{_CONTEXT}.ParallelContext")
+class Parallel(_Widths, Protocol):
+    """Over how many ranks the worker is spread, and which one this is. Of the widths some are flags."""
+
+    attn_tp_rank: int
+    num_dp_ranks: int
+    attn_dp_enabled: bool
+    dcp_enabled: bool
+
+
+@imported(f"{_CONTEXT}.get_disagg")
+def get_disagg() -> Disagg: ...
+
+
+@imported(f"{_CONTEXT}.get_device")
+def get_device() -> Device: ...
+
+
+@imported(f"{_CONTEXT}.get_observability")
+def get_observability() -> Observability: ...
+
+
+@imported(f"{_CONTEXT}.get_server_args")
+def get_server_args() -> ServerArgs: ...
+
+
+@imported(f"{_CONTEXT}.get_parallel")
+def get_parallel() -> Parallel: ...
+
+
+class _Switch(Protocol):
+    def get(self) -> bool: ...
+
+
+@imported("sglang.srt.environ.envs")
+class environment:
+    """SGLang's environment variables."""
+
+    SGLANG_DISAGG_STAGING_BUFFER: _Switch
+
+
+@describes("sglang.srt.managers.tokenizer_manager.TokenizerManager", if_imported=True)
+class TokenizerManager(Protocol):
+    """The HTTP process's end of a worker: makes tokens of texts and texts of tokens, and owns the sockets."""
+
+    _result_dispatcher: Dispatcher
+
+    def auto_create_handle_loop(self) -> None: ...
+    def generate_request(self, obj: Generate, request: Any, /) -> AsyncGenerator[dict[str, Any], None]: ...
+    def create_abort_task(self, obj: Generate, /) -> Any:
+        """A background task that aborts the request when its client has gone."""
+
+    async def _async_dispatch_to_scheduler(self, obj: BaseReq, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What the HTTP process knows about the server it fronts."""
+
+    role: Literal["prefill", "decode", "unified"]
+    device: str
+    page_size: int
+    bootstrap_port: int | None
+
+
+def server_facts() -> ServerFacts:
+    """Facts from SGLang's published configuration; call it only after the server has been set up."""
+    mode = get_disagg().disaggregation_mode
+    return ServerFacts(
+        role="prefill" if mode == "prefill" else "decode" if mode == "decode" else "unified",
+        device=get_device().device,
+        page_size=get_server_args().page_size,
+        bootstrap_port=get_disagg().disaggregation_bootstrap_port if mode == "prefill" else None,
+    )
+
+
+def cpu_engine_requested() -> bool:
+    """Whether this process belongs to a CPU engine (SGLang's own switch, inherited by its children)."""
+    return os.environ.get("SGLANG_USE_CPU_ENGINE") == "1"
+
+
+def is_first_rank() -> bool:
+    """Whether this scheduler is the one that reads the worker's sockets."""
+    return get_parallel().attn_tp_rank == 0
+
+
+def metrics_enabled() -> bool:
+    return get_observability().enable_metrics
+
+
+def http_app() -> Any:
+    """SGLang's FastAPI application (of the HTTP process; not imported yet when plugins load)."""
+    from sglang.srt.entrypoints.http_server import app
+
+    return app
+
+
+def take_answers(manager: TokenizerManager, kind: type[BaseReq], handler: Callable[[Any], None]) -> None:
+    """Let the manager call `handler` with each message of this `kind` that a scheduler sends."""
+    manager._result_dispatcher += make_dispatcher([(kind, handler)])
+
+
+async def send_to_schedulers(manager: TokenizerManager, message: BaseReq) -> None:
+    manager.auto_create_handle_loop()
+    await manager._async_dispatch_to_scheduler(message)
