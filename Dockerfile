@@ -26,11 +26,12 @@ FROM ${PYTHON_IMAGE} AS shell-router-build
 # `[early-exit]` adds what compares answers by an embedding model (and torch with it).
 ARG EXTRAS=
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+# What is not copied is not installed: no experiments.
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
-COPY experiments experiments
+COPY cfgs cfgs
 RUN python -m venv /opt/graft && /opt/graft/bin/pip install --no-cache-dir ".${EXTRAS}"
 
 FROM python-base AS shell-router
@@ -59,11 +60,11 @@ COPY requirements requirements
 RUN python -m venv /opt/graft \
     && /opt/graft/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX_URL}" -r requirements/cpu-engine.txt \
     && /opt/graft/bin/pip install --no-cache-dir --no-deps -r requirements/cpu-engine-nodeps.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
-COPY experiments experiments
+COPY cfgs cfgs
 RUN /opt/graft/bin/pip install --no-cache-dir --no-deps .
 
 FROM ${CPU_PYTHON_IMAGE} AS worker-cpu
@@ -90,15 +91,14 @@ RUN apt-get update \
 ENV PATH=/opt/graft/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /src
 # The engine first, in a layer of its own: it is large and changes seldom.
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 RUN python3.12 -m venv /opt/graft \
-    && mkdir sglang_ext shell_router launch experiments \
     && pip install --no-cache-dir ".[gpu]" \
     && pip uninstall --yes graft-moa
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
-COPY experiments experiments
+COPY cfgs cfgs
 RUN pip install --no-cache-dir --no-deps .
 WORKDIR /home/graft
 USER 10001:10001

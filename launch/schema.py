@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
+from launch import shipped
 from launch.config import ClusterConfig
 from shell_router.config import RouterConfig
 from shell_router.core.tree import TreeConfig
 
-DIRECTORY = Path(__file__).resolve().parent.parent / "cfgs" / "schema"
-"""In the source tree; an installed package has no configurations."""
+DIRECTORY = shipped.folder("schema")
 
 
 def kinds() -> Mapping[str, type[msgspec.Struct]]:

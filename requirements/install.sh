@@ -17,7 +17,7 @@ fail() {
 
 # What is installed depends on these files and, as scripts in .venv hold its path, on the directory.
 fingerprint() {
-    { cat requirements/*.txt pyproject.toml requirements/install.sh; pwd; } | sha256sum | cut -d' ' -f1
+    { cat requirements/*.txt pyproject.toml setup.py requirements/install.sh; pwd; } | sha256sum | cut -d' ' -f1
 }
 
 find_python() {

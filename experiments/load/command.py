@@ -51,6 +51,7 @@ from experiments.load.fill import Fill
 from experiments.load.folder import Begun, Folder
 from experiments.load.report import Report, make_report
 from experiments.load.show import format_report
+from launch import shipped
 from launch.config import load_cluster
 from shell_router.client import AsyncClient, ClientError
 from shell_router.client.key import KEY_VARIABLE, client_key
@@ -242,7 +243,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--cluster", type=Path, help="cluster JSON to start")
+    where.add_argument(
+        "--cluster", type=shipped.cluster, help="what to start: a cluster JSON, or the name of a shipped one"
+    )
     where.add_argument("--url", help="base URL of a running shell router")
     where.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a test, as it was begun")
     when = parser.add_mutually_exclusive_group()

@@ -49,8 +49,8 @@ from experiments.overlap import layer, show, stats, traffic, ttft
 from experiments.overlap.loads import Load, LoadParameters
 from experiments.overlap.stats import MODES, Goal, Sample
 from experiments.overlap.target import StartPair, cluster_pair, running_pair
+from launch import shipped
 
-CLUSTER = Path(__file__).resolve().parents[2] / "cfgs" / "cluster" / "cpu_smollm2.json"
 LOADS: tuple[Load, ...] = ("idle", "busy_decode", "pressure")
 LAYER_PARTS = ("second_layer", "spliced", "chain")
 SHORT_INPUT = 64
@@ -366,7 +366,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--part", choices=tuple(PARTS), default="ttft")
     where = parser.add_argument_group("where")
-    where.add_argument("--cluster", type=Path, default=CLUSTER, help="cluster JSON to start (default: %(default)s)")
+    where.add_argument(
+        "--cluster",
+        type=shipped.cluster,
+        default="cpu_smollm2",
+        metavar="CLUSTER",
+        help="what to start: a cluster JSON, or the name of a shipped one (default: %(default)s)",
+    )
     where.add_argument("--pressure-tokens", type=int, default=3200, help="KV pools under the load pressure")
     where.add_argument("--router-url", help="use a running sglang-router in place of starting a cluster")
     where.add_argument("--prefill-url", help="with --router-url: its prefill worker")

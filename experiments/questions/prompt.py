@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import msgspec
 
+from launch import shipped
 from shell_router.config import PositiveInt, load_json
-
-DIRECTORY = Path(__file__).resolve().parents[2] / "cfgs" / "benchmarks"
 
 _PLACE = re.compile(r"\{(question|choices)\}")
 
@@ -32,4 +30,4 @@ class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load_template(name: str) -> Template:
     """The template of a benchmark. Raises `ConfigError` naming the file and the JSON path."""
-    return load_json(DIRECTORY / f"{name}.json", Template)
+    return load_json(shipped.folder("benchmarks") / f"{name}.json", Template)

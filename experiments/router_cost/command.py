@@ -35,18 +35,17 @@ from experiments.kernel.target import TargetError
 from experiments.router_cost.checks import ExitCost
 from experiments.router_cost.goals import goals
 from experiments.router_cost.pairs import measure_stand_in, on_cluster
-from experiments.router_cost.process import CHAIN, TREE, TREES
+from experiments.router_cost.process import TREE
 from experiments.router_cost.stream import StreamCost, measure_stream
+from launch import shipped
 from shell_router.client import ClientError
-from shell_router.config import ConfigError, load_tree
+from shell_router.config import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure what the command line asks for; answers the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        for name in (TREE, CHAIN):
-            load_tree(TREES / f"{name}.json")
         print(msgspec.json.encode(_measure(arguments)).decode(), flush=True)
     except ConfigError as error:
         print(f"router_cost: {error}", file=sys.stderr)
@@ -93,7 +92,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, object]:
             "exit_runs": arguments.exit_runs,
             "exit_pace_tokens_per_s": arguments.exit_pace,
             "real_runs": arguments.real_runs if real is not None else None,
-            "cluster": str(arguments.cluster) if real is not None else None,
+            "cluster": arguments.cluster.name if real is not None else None,
         },
         "environment": describe_environment(),
     }
@@ -110,7 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     checks.add_argument("--exit-runs", type=_positive, default=5, help="runs with checks, and as many without")
     checks.add_argument("--exit-pace", type=float, default=30.0, help="tokens/s of each stream")
     real = parser.add_argument_group("real workers")
-    real.add_argument("--cluster", type=Path, help="cluster JSON to start; without it nothing real is measured")
+    real.add_argument(
+        "--cluster",
+        type=shipped.cluster,
+        help="what to start: a cluster JSON, or the name of a shipped one; without it nothing real is measured",
+    )
     real.add_argument("--real-runs", type=_positive, default=5, help="runs with checks, and as many without")
     real.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the cluster's logs go (default: runs)")
     return parser

@@ -14,12 +14,11 @@ import msgspec
 import psutil
 
 from experiments.kernel.target import TargetError
-from launch import checkpoint, ports, state
+from launch import checkpoint, ports, shipped, state
 from launch.command import Command
 from launch.process import ChildProcess, stop
 from shell_router.config import EmbeddingConfig, ModelConfig, PairConfig, RouterConfig
 
-TREES = Path(__file__).resolve().parents[2] / "cfgs" / "trees"
 TREE = "tree_9_3_1"
 CHAIN = "chain_2"
 _GRACE_S = 5.0
@@ -58,7 +57,7 @@ async def router_process(engine_url: str, embedding: str | None = None) -> Async
                 context_length=100_000,
             ),
         ),
-        trees=tuple(str(TREES / f"{name}.json") for name in (TREE, CHAIN)),
+        trees=tuple(str(shipped.folder("trees") / f"{name}.json") for name in (TREE, CHAIN)),
         embedding=None if embedding is None else EmbeddingConfig(path=checkpoint.resolve(embedding)),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -35,6 +35,7 @@ from experiments.settings.result import RunResult
 from experiments.settings.summary import Report, RunFolder, Session, Summary, summarize
 from experiments.settings.table import format_failures, format_question, format_table
 from experiments.settings.timeline import draw_timeline, median_pair
+from launch import shipped
 from shell_router.client import Answer, AsyncClient, ClientError, StreamError
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
@@ -236,7 +237,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare settings (trees, and how they are run) on the same workers.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
-    parser.add_argument("config", type=Path, help="experiment JSON, as in cfgs/experiments/")
+    parser.add_argument(
+        "config",
+        type=shipped.experiment,
+        metavar="CFG",
+        help=f"experiment JSON, or the name of a shipped one: {', '.join(shipped.names('experiments'))}",
+    )
     parser.add_argument("--url", help="use the shell router at this base URL in place of starting the cfg's cluster")
     parser.add_argument(
         "--worker-url",

