@@ -1,1 +1,1 @@
-"""lm-evaluation-harness as a client of the shell router: `python -m experiments.lm_eval --url URL --tree TREE`."""
+"""lm-evaluation-harness as a client of the shell router: `graft bench lm-eval --url URL --tree TREE`."""

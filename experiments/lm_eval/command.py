@@ -1,4 +1,4 @@
-"""`python -m experiments.lm_eval --url URL --tree TREE`: what lm-evaluation-harness makes of a tree's answers.
+"""`graft bench lm-eval --url URL --tree TREE`: what lm-evaluation-harness makes of a tree's answers.
 
 The stock harness asks a few of our questions through OpenAI's API and scores them; our scorer judges the same answers.
 Tables go to stdout, whose last line is one JSON document.
@@ -9,7 +9,6 @@ Exit codes: 0 both agree on every item, 1 they do not or the harness failed, 2 w
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from experiments.kernel.command import EXIT_FAILED
 from experiments.lm_eval.harness import Api, HarnessError, Sample, evaluate, install, write_task
 from experiments.questions.source import Question, extract_number, is_correct, load_questions
 from shell_router.client.key import KEY_VARIABLE, client_key
@@ -76,36 +75,26 @@ def compare(api: Api, questions: Sequence[Question], samples: Sequence[Sample]) 
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Compare as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
     questions = load_questions(arguments.source)[arguments.start : arguments.start + arguments.count]
-    try:
-        if not questions:
-            raise ConfigError(f"{arguments.source} holds no question {arguments.start}")
-        graft: dict[str, Any] = _graft(arguments.graft)
-        key = client_key()
-        python = install()
-        comparisons: list[Comparison] = []
-        with tempfile.TemporaryDirectory(prefix="graft-lm-eval-") as name:
-            folder = Path(name)
-            write_task(folder, questions, graft)
-            for api in arguments.api or get_args(Api):
-                samples = evaluate(
-                    python, folder, arguments.url, arguments.tree, api,
-                    max_tokens=arguments.max_tokens, timeout_s=arguments.timeout, api_key=key,
-                )  # fmt: skip
-                comparisons.append(compare(api, questions, samples))
-                print(_format(comparisons[-1]) + "\n", flush=True)
-    except ConfigError as error:
-        print(f"lm_eval: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except HarnessError as error:
-        print(f"lm_eval: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("lm_eval: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    if not questions:
+        raise ConfigError(f"{arguments.source} holds no question {arguments.start}")
+    graft: dict[str, Any] = _graft(arguments.graft)
+    key = client_key()
+    python = install()
+    comparisons: list[Comparison] = []
+    with tempfile.TemporaryDirectory(prefix="graft-lm-eval-") as name:
+        folder = Path(name)
+        write_task(folder, questions, graft)
+        for api in arguments.api or get_args(Api):
+            samples = evaluate(
+                python, folder, arguments.url, arguments.tree, api,
+                max_tokens=arguments.max_tokens, timeout_s=arguments.timeout, api_key=key,
+            )  # fmt: skip
+            comparisons.append(compare(api, questions, samples))
+            print(_format(comparisons[-1]) + "\n", flush=True)
     report = Report(
         ok=all(each.agree and each.answered == each.count for each in comparisons),
         tree=arguments.tree,
@@ -150,7 +139,7 @@ def _graft(text: str) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.lm_eval",
+        prog="graft bench lm-eval",
         description="Let lm-evaluation-harness ask a tree, and compare its score with ours.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
@@ -164,7 +153,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--graft", default="{}", metavar="JSON", help="our own options, sent with each request")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds that one pass of the harness may take")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

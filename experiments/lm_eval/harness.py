@@ -14,6 +14,7 @@ import msgspec
 
 from experiments.questions.source import Question
 from launch.home import graft_home, locked
+from shell_router.errors import GraftError
 
 VERSION = "0.4.13"
 TASK = "graft_gsm8k"
@@ -24,7 +25,7 @@ _STRICT, _FLEXIBLE = "strict-match", "flexible-extract"
 _INVALID = "[invalid]"
 
 
-class HarnessError(Exception):
+class HarnessError(GraftError):
     """The harness could not be installed, or did not get through; the message says why."""
 
 

@@ -1,4 +1,4 @@
-"""See which benchmarks are there, and some of their items: `python -m experiments.questions list|show NAME`."""
+"""See which benchmarks are there, and some of their items: `graft questions list|show NAME`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.questions.rows import describe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.questions", description=__doc__)
+    parser = argparse.ArgumentParser(prog="graft questions", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is here, and what would bring the rest")
     show = commands.add_parser("show", help="prompts and answers; of confidential benchmarks only the ids")

@@ -27,7 +27,7 @@ class QuestionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         "mmlu",
         "mmlu_prox_lite",
     ]
-    """A small sample that ships with Graft, or a benchmark (`python -m experiments.questions list`)."""
+    """A small sample that ships with Graft, or a benchmark (`graft questions list`)."""
     origin: Literal["auto", "hub", "offline"] = "auto"
     """Where a benchmark is read: `auto` takes what is installed, else the hub."""
     count: PositiveInt

