@@ -31,7 +31,6 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
-COPY graft graft
 COPY cfgs cfgs
 RUN python -m venv /opt/graft && /opt/graft/bin/pip install --no-cache-dir ".${EXTRAS}"
 
@@ -65,7 +64,6 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
-COPY graft graft
 COPY cfgs cfgs
 RUN /opt/graft/bin/pip install --no-cache-dir --no-deps .
 
@@ -100,7 +98,6 @@ RUN python3.12 -m venv /opt/graft \
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
-COPY graft graft
 COPY cfgs cfgs
 RUN pip install --no-cache-dir --no-deps .
 WORKDIR /home/graft

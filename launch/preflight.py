@@ -20,7 +20,6 @@ from launch.gpu.cards import CardsError
 from launch.gpu.place import PlacementError
 from launch.home import graft_home
 from shell_router.config import ConfigError, load_tree
-from shell_router.errors import GraftError
 
 MIN_PYTHON = (3, 11)
 DISK_GB = 1.0
@@ -30,10 +29,8 @@ CPU_WORKER_GB = 2.0
 _INSTALL = "`make setup` installs it for the CPU engine, `pip install 'graft-moa[gpu]'` for GPUs"
 
 
-class PreflightError(GraftError):
+class PreflightError(Exception):
     """The machine cannot run the cluster; the message lists everything that is in the way."""
-
-    exit_code = 2
 
 
 def check(config: ClusterConfig, host: str | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from experiments.gpu.sizes import Size
-from experiments.questions.config import QuestionsConfig
+from experiments.questions import QuestionsConfig
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from launch.config import ClusterConfig
 from shell_router.core.early_exit import ExitOverride

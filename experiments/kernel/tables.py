@@ -38,6 +38,11 @@ def interval(estimate: Estimate, form: str, scale: float = 1) -> str:
     return f"[{estimate.low * scale:{form}}, {estimate.high * scale:{form}}]"
 
 
+def whole(number: int | None) -> str:
+    """A whole number."""
+    return NONE if number is None else f"{number:,}"
+
+
 def count(spread: Spread | None) -> str:
     """A median of counts: whole, but for that of an even number of small ones."""
     if spread is None:

@@ -2,8 +2,6 @@
 
 The stock harness asks a few of our questions through OpenAI's API and scores them; our scorer judges the same answers.
 Tables go to stdout, whose last line is one JSON document.
-
-Exit codes: 0 both agree on every item, 1 they do not or the harness failed, 2 wrong command line, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,21 +15,22 @@ from typing import Any, get_args
 import msgspec
 
 from experiments.kernel.command import EXIT_FAILED
-from experiments.lm_eval.harness import Api, HarnessError, Sample, evaluate, install, write_task
-from experiments.questions.source import Question, extract_number, is_correct, load_questions
+from experiments.lm_eval.harness import Api, Sample, evaluate, install, write_task
+from experiments.questions import CATALOG, Question, QuestionsConfig, QuestionSource, open_questions, select
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
+from shell_router.errors import GraftError
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One question, judged twice."""
+class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer, judged twice."""
 
     id: str
     expected: str
     answer: str
     harness_number: str
     harness_right: bool
-    our_number: float | None
+    our_number: str | None
     our_right: bool
 
 
@@ -45,7 +44,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     our_right: int
     agree: bool
     """On every item."""
-    items: tuple[Item, ...]
+    items: tuple[Verdicts, ...]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,12 +57,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     comparisons: tuple[Comparison, ...]
 
 
-def compare(api: Api, questions: Sequence[Question], samples: Sequence[Sample]) -> Comparison:
-    """Judge the answers that the harness got. Raises `HarnessError` when it has not judged all questions."""
+def compare(api: Api, source: QuestionSource, questions: Sequence[Question], samples: Sequence[Sample]) -> Comparison:
+    """Judge the answers that the harness got. Raises `GraftError` when it has not judged all questions."""
     judged = {sample.id: sample for sample in samples}
     if missing := [question.id for question in questions if question.id not in judged]:
-        raise HarnessError(f"the harness did not judge {', '.join(missing)}")
-    items = tuple(_item(question, judged[question.id]) for question in questions)
+        raise GraftError(f"the harness did not judge {', '.join(missing)}")
+    items = tuple(_verdicts(source, question, judged[question.id]) for question in questions)
     return Comparison(
         api=api,
         count=len(items),
@@ -75,13 +74,20 @@ def compare(api: Api, questions: Sequence[Question], samples: Sequence[Sample]) 
     )
 
 
-def main(argv: list[str]) -> int:
-    """Compare as the command line says; answers the exit code."""
+def main(argv: Sequence[str]) -> int:
+    """Compare as the command line says; answers 0 when both agree on every item and each has an answer, else 1.
+
+    Raises `GraftError`: `ConfigError` for a wrong command line, another when the harness failed.
+    """
     arguments = _parser().parse_args(argv)
-    questions = load_questions(arguments.source)[arguments.start : arguments.start + arguments.count]
-    if not questions:
-        raise ConfigError(f"{arguments.source} holds no question {arguments.start}")
-    graft: dict[str, Any] = _graft(arguments.graft)
+    asked = QuestionsConfig(source=arguments.source, start=arguments.start, count=arguments.count)
+    with open_questions(asked) as source:
+        return _compare_all(arguments, source)
+
+
+def _compare_all(arguments: argparse.Namespace, source: QuestionSource) -> int:
+    questions = select(source.questions, arguments.source, start=arguments.start, count=arguments.count)
+    graft = _graft(arguments.graft)
     key = client_key()
     python = install()
     comparisons: list[Comparison] = []
@@ -93,27 +99,28 @@ def main(argv: list[str]) -> int:
                 python, folder, arguments.url, arguments.tree, api,
                 max_tokens=arguments.max_tokens, timeout_s=arguments.timeout, api_key=key,
             )  # fmt: skip
-            comparisons.append(compare(api, questions, samples))
+            comparisons.append(compare(api, source, questions, samples))
             print(_format(comparisons[-1]) + "\n", flush=True)
     report = Report(
         ok=all(each.agree and each.answered == each.count for each in comparisons),
         tree=arguments.tree,
-        questions=f"{len(questions)} of {arguments.source} from {arguments.start} on",
+        questions=f"{source.origin.part(len(questions))}, from {arguments.start} on",
         comparisons=tuple(comparisons),
     )
     print(msgspec.json.encode(report).decode(), flush=True)
     return 0 if report.ok else EXIT_FAILED
 
 
-def _item(question: Question, sample: Sample) -> Item:
-    return Item(
+def _verdicts(source: QuestionSource, question: Question, sample: Sample) -> Verdicts:
+    score = source.score(question, sample.answer)
+    return Verdicts(
         id=question.id,
         expected=question.answer,
         answer=sample.answer,
         harness_number=sample.number,
         harness_right=sample.right,
-        our_number=extract_number(sample.answer),
-        our_right=is_correct(question, sample.answer),
+        our_number=score.extracted,
+        our_right=score.correct,
     )
 
 
@@ -146,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", required=True, help="of the shell router")
     parser.add_argument("--tree", required=True)
     parser.add_argument("--api", action="append", choices=get_args(Api), help="endpoint; default: both")
-    parser.add_argument("--source", default="gsm8k_sample", choices=["gsm8k_sample"])
+    # The harness's task is that of GSM8K.
+    sources = [name for name, entry in CATALOG.items() if entry.scorer == "number"]
+    parser.add_argument("--source", default="gsm8k_sample", choices=sources)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=256, help="most tokens of the root's answer (256)")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from experiments.questions.source import Question
+from experiments.questions import Question
 from launch.home import graft_home, locked
 from shell_router.errors import GraftError
 
@@ -23,10 +23,6 @@ _INSTALL_S = 1200
 _TAIL = 2000
 _STRICT, _FLEXIBLE = "strict-match", "flexible-extract"
 _INVALID = "[invalid]"
-
-
-class HarnessError(GraftError):
-    """The harness could not be installed, or did not get through; the message says why."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +46,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def install() -> Path:
-    """The interpreter of the harness's own environment, which is made when it is not there. Raises `HarnessError`."""
+    """The interpreter of the harness's own environment, which is made when it is not there. Raises `GraftError`."""
     folder = graft_home() / f"lm-eval-{VERSION}"
     python, ready = folder / "bin" / "python", folder / "ready"
     with locked(folder.with_name(f"{folder.name}.lock")):
@@ -109,7 +105,7 @@ def write_task(folder: Path, questions: Sequence[Question], graft: dict[str, Any
 def evaluate(
     python: Path, folder: Path, url: str, tree: str, api: Api, *, max_tokens: int, timeout_s: float, api_key: str | None
 ) -> tuple[Sample, ...]:
-    """Let the harness ask `tree` the task in `folder`. Raises `HarnessError`."""
+    """Let the harness ask `tree` the task in `folder`. Raises `GraftError`."""
     path = {"completions": "completions", "chat": "chat/completions"}[api]
     arguments = f"model={tree},base_url={url.rstrip('/')}/v1/{path},max_gen_toks={max_tokens},max_retries=1"
     # Questions go as text: a tree has templates of its own, and maybe several tokenizers.
@@ -131,7 +127,7 @@ def _samples(output: Path) -> tuple[Sample, ...]:
     """What the harness wrote down. An item is judged by the strict filter where that finds an answer."""
     files = sorted(output.rglob(f"samples_{TASK}_*.jsonl"))
     if not files:
-        raise HarnessError(f"the harness left no samples in {output}")
+        raise GraftError(f"the harness left no samples in {output}")
     lines = [msgspec.json.decode(line, type=_Line) for line in files[-1].read_bytes().splitlines()]
     found: dict[str, _Line] = {}
     for line in sorted(lines, key=lambda each: each.filter == _STRICT):
@@ -157,6 +153,6 @@ def _call(command: Sequence[str | Path], timeout_s: float, more: dict[str, str] 
             command, env={**ours, **(more or {})}, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise HarnessError(f"no end after {timeout_s:g} s: {' '.join(map(str, command[:5]))}") from error
+        raise GraftError(f"no end after {timeout_s:g} s: {' '.join(map(str, command[:5]))}") from error
     if done.returncode:
-        raise HarnessError(f"{' '.join(map(str, command[:5]))} failed:\n{(done.stderr or done.stdout)[-_TAIL:]}")
+        raise GraftError(f"{' '.join(map(str, command[:5]))} failed:\n{(done.stderr or done.stdout)[-_TAIL:]}")

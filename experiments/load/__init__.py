@@ -1,1 +1,1 @@
-"""`graft bench load`: an open-loop load test of a running router or of a cluster started for it."""
+"""`python -m experiments.load`: an open-loop load test of a running router or of a cluster started for it."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from experiments.load.config import LoadConfig, TraceLine
-from experiments.questions.source import load_questions
+from experiments.questions import load_questions
 
 SOURCE = "gsm8k_sample"
 
@@ -44,7 +44,7 @@ def make_arrivals(config: LoadConfig, rate: float | None, block: int) -> tuple[A
     lines: Sequence[TraceLine] = config.trace
     if rate is not None:
         lines = [TraceLine(at=at) for at in poisson(rate, config.end_s, draw)]
-    texts = [question.question for question in load_questions(SOURCE)]
+    texts = [question.prompt for question in load_questions(SOURCE).questions]
     draw = random.Random(f"{config.seed}/{block}/questions")
     arrivals: list[Arrival] = []
     for number, line in enumerate(lines):

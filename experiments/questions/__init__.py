@@ -1,15 +1,33 @@
-"""Benchmarks behind one interface: items with prompts, from the hub or from what is installed, and their scorers.
+"""Benchmarks behind one interface: questions from the hub, from what is installed or ships with Graft, and scorers.
 
-benchmark = load("gsm8k", count=50)
-with ScorerPool() as pool:
-    scores = [pool.score(item, answer_to(item.prompt)) for item in benchmark.items]
-print(benchmark.label)
+held = load_questions("gsm8k_sample")
+with ScorerPool(held.scorer) as pool:
+    scores = [pool.score(question, answer_to(question.prompt)) for question in held.questions]
+print(held.origin.part(len(scores)))
 """
 
-from experiments.questions.catalog import names
-from experiments.questions.item import Benchmark, BenchmarkError, Item, redacted
-from experiments.questions.load import load
-from experiments.questions.pool import ScorerPool, score
+from experiments.questions.catalog import CATALOG
+from experiments.questions.confidential import WITHHELD, shown, without_words
+from experiments.questions.config import QuestionsConfig
+from experiments.questions.pool import ScorerPool
+from experiments.questions.question import Question
+from experiments.questions.question_set import Origin, QuestionSet, load_questions, select
 from experiments.questions.scores import Score
+from experiments.questions.source import QuestionSource, open_questions
 
-__all__ = ["Benchmark", "BenchmarkError", "Item", "Score", "ScorerPool", "load", "names", "redacted", "score"]
+__all__ = [
+    "CATALOG",
+    "WITHHELD",
+    "Origin",
+    "Question",
+    "QuestionSet",
+    "QuestionSource",
+    "QuestionsConfig",
+    "Score",
+    "ScorerPool",
+    "load_questions",
+    "open_questions",
+    "select",
+    "shown",
+    "without_words",
+]

@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.questions.item import BenchmarkError, Item
+from experiments.questions.question import Question
 from experiments.questions.sandbox import Execution, Limits, Result, Task, execute
 from experiments.questions.scores import Score
+from shell_router.errors import GraftError
 
 _BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _RELATIVE = 1e-7
@@ -30,72 +31,72 @@ def extract_code(text: str, entry_point: str) -> str | None:
     return None
 
 
-def reference_outputs(item: Item) -> tuple[Any, ...]:
+def reference_outputs(question: Question) -> tuple[Any, ...]:
     """What the task's own solution gives for all inputs, the base ones first; empty where the task brings its tests."""
-    meta = item.meta
+    meta = question.meta
     if "test" in meta:
         return ()
     preamble = meta["question"]
-    reference = _task(item, preamble, f"{preamble}\n{meta['canonical_solution']}")
+    reference = _task(question, preamble, f"{preamble}\n{meta['canonical_solution']}")
     execution = execute(reference, Limits(wall_s=120.0, cpu_s=100))
     if not execution.done or any(result.error is not None for result in execution.results):
-        raise BenchmarkError(f"the reference solution of {item.id} does not run")
+        raise GraftError(f"the reference solution of {question.id} does not run")
     return tuple(result.output for result in execution.results)
 
 
-def score_code(item: Item, text: str, expected: Sequence[Any], limits: Limits) -> Score:
+def score_code(question: Question, text: str, expected: Sequence[Any], limits: Limits) -> Score:
     """Whether the function gives the reference's outputs, base and plus, without an error and within the limits."""
-    entry_point = item.meta["entry_point"]
+    entry_point = question.meta["entry_point"]
     code = extract_code(text, entry_point)
     if code is None:
         return Score(correct=False, extracted=None, detail=f"no code that defines {entry_point}")
-    execution = execute(_task(item, item.meta["question"], code), limits)
-    wrong = _first_wrong(item, execution, expected)
+    execution = execute(_task(question, question.meta["question"], code), limits)
+    wrong = _first_wrong(question, execution, expected)
     return Score(correct=wrong is None, extracted=code, detail=wrong or "all tests passed")
 
 
-def _task(item: Item, preamble: str, solution: str) -> Task:
-    meta = item.meta
+def _task(question: Question, preamble: str, solution: str) -> Task:
+    meta = question.meta
     if "test" in meta:
         return Task(preamble=preamble, solution=solution, entry_point=meta["entry_point"], check=meta["test"])
     inputs = (*meta["base_input"], *meta["plus_input"])
     return Task(preamble=preamble, solution=solution, entry_point=meta["entry_point"], inputs=inputs)
 
 
-def _first_wrong(item: Item, execution: Execution, expected: Sequence[Any]) -> str | None:
+def _first_wrong(question: Question, execution: Execution, expected: Sequence[Any]) -> str | None:
     """What is wrong first, in a few words; None when nothing is."""
-    if "test" in item.meta:
+    if "test" in question.meta:
         tests = 1
         matches = [result.output is True for result in execution.results]
     else:
         tests = len(expected)
-        inputs = (*item.meta["base_input"], *item.meta["plus_input"])
+        inputs = (*question.meta["base_input"], *question.meta["plus_input"])
         triples = zip(inputs, execution.results, expected, strict=False)
-        matches = [_right(item, *triple) for triple in triples]
+        matches = [_right(question, *triple) for triple in triples]
     for number, (match, result) in enumerate(zip(matches, execution.results, strict=False)):
         if result.error is not None:
-            return f"{result.error} in {_place(item, number)}"
+            return f"{result.error} in {_place(question, number)}"
         if not match:
-            return f"wrong in {_place(item, number)}"
+            return f"wrong in {_place(question, number)}"
     if execution.timed_out:
-        return f"time limit in {_place(item, len(execution.results))}"
+        return f"time limit in {_place(question, len(execution.results))}"
     if not execution.done or len(execution.results) != tests:
-        return f"ended in {_place(item, len(execution.results))}"
+        return f"ended in {_place(question, len(execution.results))}"
     return None
 
 
-def _place(item: Item, number: int) -> str:
-    if "test" in item.meta:
+def _place(question: Question, number: int) -> str:
+    if "test" in question.meta:
         return "the tests"
-    base = len(item.meta["base_input"])
+    base = len(question.meta["base_input"])
     return f"base test {number}" if number < base else f"plus test {number - base}"
 
 
-def _right(item: Item, arguments: Sequence[Any], result: Result, expected: Any) -> bool:
+def _right(question: Question, arguments: Sequence[Any], result: Result, expected: Any) -> bool:
     """EvalPlus's comparison: equal, or close where floats are compared; any zero of a polynomial will do."""
     given = result.output
-    atol = float(item.meta["atol"])
-    if item.meta["entry_point"] == "find_zero":
+    atol = float(question.meta["atol"])
+    if question.meta["entry_point"] == "find_zero":
         return isinstance(given, (int, float)) and abs(_polynomial(arguments[0], float(given))) <= atol
     if given == expected:
         return True

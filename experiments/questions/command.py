@@ -1,58 +1,56 @@
-"""See which benchmarks are there, and some of their items: `graft questions list|show NAME`."""
+"""`graft questions list|show NAME`: which benchmarks are there, and some of their questions."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from typing import get_args
 
-from experiments.questions.catalog import entry, names
-from experiments.questions.item import BenchmarkError, redacted
-from experiments.questions.load import load
+from experiments.questions.catalog import CATALOG, Where
+from experiments.questions.confidential import shown
+from experiments.questions.question_set import load_questions, select
 from experiments.questions.rows import describe
+from shell_router.config import ConfigError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="graft questions", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what is here, and what would bring the rest")
-    show = commands.add_parser("show", help="prompts and answers; of confidential benchmarks only the ids")
-    show.add_argument("name", choices=names())
-    show.add_argument("--count", type=int, default=2)
-    show.add_argument("--start", type=int, default=0)
-    show.add_argument("--source", choices=("auto", "hub", "offline"), default="auto")
-    show.add_argument("--language", default="en")
-    asked = parser.parse_args(arguments)
+def main(argv: Sequence[str]) -> int:
+    """Print what the command line asks for. Raises `ConfigError` when it is not there."""
+    asked = _parser().parse_args(argv)
     if asked.command == "list":
         _list()
-        return 0
-    try:
+    else:
         _show(asked)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="graft questions", description="See which benchmarks are there.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="what is here, and what would bring the rest")
+    show = commands.add_parser("show", help="prompts and right answers; of confidential benchmarks only the ids")
+    show.add_argument("name", choices=CATALOG, metavar="NAME", help=", ".join(CATALOG))
+    show.add_argument("--start", type=int, default=0, help="first question (0)")
+    show.add_argument("--count", type=int, default=2, help="how many (2)")
+    show.add_argument("--source", choices=get_args(Where), default="auto", help="where it is read (auto)")
+    show.add_argument("--language", default="en", help="of those that have several (en)")
+    return parser
+
+
 def _list() -> None:
-    for name in names():
-        found = entry(name)
+    for name, found in CATALOG.items():
         try:
-            benchmark = load(name, source="offline")
-        except BenchmarkError:
-            ways = "; or ".join(describe(source) for source in (*found.offline, found.hub))
-            print(f"{name}, {found.split}: {found.size} items, none here: {ways}")
+            held = load_questions(name, where="offline")
+        except ConfigError:
+            ways = "; or ".join(describe(source) for source in (*found.offline, found.hub) if source is not None)
+            print(f"{name}: none of {found.size:,} questions here; {ways}")
         else:
-            print(benchmark.label)
+            print(f"{name}: {held.origin.part(held.origin.held)}")
 
 
 def _show(asked: argparse.Namespace) -> None:
-    benchmark = load(asked.name, source=asked.source, count=asked.count, start=asked.start, language=asked.language)
-    print(benchmark.label)
-    for item in benchmark.items:
-        shown = redacted(item)
-        print(f"\n== {shown.id}\n{shown.prompt}\n-- answer: {shown.answer or '(only the scorer can tell)'}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    found = CATALOG[asked.name]
+    held = load_questions(asked.name, where=asked.source, language=asked.language)
+    questions = select(held.questions, asked.name, start=asked.start, count=asked.count)
+    print(f"{held.origin.part(len(questions))}\n{found.notes}\nAnswers may take {held.max_tokens:,} tokens.")
+    for question in map(shown, questions):
+        print(f"\n== {question.id}\n{question.prompt}\n-- answer: {question.answer or '(only the scorer can tell)'}")

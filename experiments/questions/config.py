@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from experiments.questions.catalog import CATALOG, Where
 from shell_router.config import NonNegativeInt, PositiveInt
 
-SAMPLE = "gsm8k_sample"
+if TYPE_CHECKING:
+    _Name = str
+else:
+    # Exactly the catalog's names, in messages and in the JSON Schema.
+    _Name = Literal[tuple(CATALOG)]
 
 
 class QuestionsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which questions are asked: `count` items of a source, from item `start` on."""
 
-    source: Literal[
-        "gsm8k_sample",
-        "aime2025",
-        "bbh",
-        "gpqa_diamond",
-        "gsm8k",
-        "hmmt_feb_2025",
-        "humaneval_plus",
-        "ifbench",
-        "math500",
-        "mmlu",
-        "mmlu_prox_lite",
-    ]
-    """A small sample that ships with Graft, or a benchmark (`graft questions list`)."""
-    origin: Literal["auto", "hub", "offline"] = "auto"
+    source: _Name
+    """A benchmark, or a small sample of one that ships with Graft (`graft questions list`)."""
+    origin: Where = "auto"
     """Where a benchmark is read: `auto` takes what is installed, else the hub."""
     count: PositiveInt
     start: NonNegativeInt = 0

@@ -1,4 +1,4 @@
-"""How a row becomes an item: the same for every source, told apart by the table's `Fields` alone."""
+"""How a row becomes a question: the same for every source, told apart by the catalog's `Fields` alone."""
 
 from __future__ import annotations
 
@@ -6,36 +6,33 @@ import hashlib
 from typing import Any
 
 from experiments.questions.catalog import Entry, Fields
-from experiments.questions.item import BenchmarkError, Item
-from experiments.questions.prompt import Template
+from experiments.questions.question import Question
 from experiments.questions.rows import Row
+from shell_router.config import ConfigError
 
 LETTERS = "ABCDEFGHIJKLMNOP"
 
 
-def to_item(
-    name: str, entry: Entry, fields: Fields, template: Template, row: Row, *, split: str, group: str, number: int
-) -> Item:
-    """The item of row `number`. Raises `BenchmarkError`, without the row's content, when a column is missing."""
+def to_question(row: Row, fields: Fields, entry: Entry, *, name: str, split: str, group: str, number: int) -> Question:
+    """The question in row `number`. Raises `ConfigError`, without the row's content, when a column is missing."""
     try:
         choices = _choices(fields, row)
         answer = _answer(fields, row)
-        meta = {column: row[column] for column in fields.meta}
         own_id = row[fields.id] if fields.id is not None else None
         if fields.shuffled_by is not None:
             order = _order(str(row[fields.shuffled_by]), len(choices))
             choices, answer = tuple(choices[place] for place in order), LETTERS[order.index(0)]
         question = str(row[fields.question]).strip("\n")
+        meta = {column: row[column] for column in fields.meta} | {"question": question}
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise BenchmarkError(f"row {number} of {name} is not as expected ({type(error).__name__})") from None
-    return Item(
-        benchmark=name,
+        raise ConfigError(f"row {number} of {name} is not as expected ({type(error).__name__})") from None
+    return Question(
         id=_id(name, split, group, number, own_id),
-        prompt=template.fill(question=question, choices=_listed(choices)),
+        prompt=entry.fill(question=question, choices=_listed(choices)),
         answer=answer,
-        choices=choices or None,
         confidential=entry.confidential,
-        meta=meta | {"question": question} | ({"group": group} if group else {}),
+        choices=choices,
+        meta=meta,
     )
 
 

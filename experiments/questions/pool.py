@@ -10,37 +10,44 @@ import asyncio
 import importlib.util
 import queue
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
-from experiments.questions.catalog import entry
+from experiments.questions.catalog import Scorer
 from experiments.questions.code import reference_outputs, score_code
-from experiments.questions.item import BenchmarkError, Item
+from experiments.questions.question import Question
 from experiments.questions.sandbox import Limits
 from experiments.questions.scores import Score, after_thinking, boxed, score_exact, score_letter, score_number
-from experiments.questions.worker import Worker, WorkerError, WorkerStartError
+from experiments.questions.worker import Worker, WorkerError
+from shell_router.config import ConfigError
 
-_NEEDED = {
-    "math_worker": ("math_verify",),
-    "ifbench_worker": ("if_verifiable", "nltk", "punkt", "emoji", "syllapy"),
+_NEEDED: dict[Scorer, tuple[str, ...]] = {
+    "math": ("math_verify",),
+    "instructions": ("if_verifiable", "nltk", "punkt", "emoji", "syllapy"),
 }
-_INSTALL = {
-    "math_worker": "pip install math-verify==0.9.0",
-    "ifbench_worker": "pip install --no-deps -r requirements/benchmarks.txt",
+_INSTALL: dict[Scorer, str] = {
+    "math": "pip install math-verify==0.9.0",
+    "instructions": "pip install --no-deps -r requirements/benchmarks.txt",
 }
 
 
 class ScorerPool:
-    """Up to `workers` verdicts at a time, from any thread or coroutine."""
+    """Verdicts of one scorer, up to `workers` at a time, from any thread or coroutine."""
 
-    def __init__(self, *, workers: int = 2, time_limit_s: float = 20.0, code_limits: Limits | None = None) -> None:
+    def __init__(
+        self, scorer: Scorer, *, workers: int = 2, time_limit_s: float = 20.0, code_limits: Limits | None = None
+    ) -> None:
+        """Raises `ConfigError` when what the scorer needs is not installed."""
+        missing = [module for module in _NEEDED.get(scorer, ()) if importlib.util.find_spec(module) is None]
+        if missing:
+            raise ConfigError(f"this scorer needs {', '.join(missing)}: {_INSTALL[scorer]}")
+        self._scorer = scorer
         self._time_limit_s = time_limit_s
         self._code_limits = code_limits or Limits()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="scorer")
         self._turns = threading.BoundedSemaphore(workers)
-        self._idle: dict[str, queue.SimpleQueue[Worker]] = {program: queue.SimpleQueue() for program in _NEEDED}
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._expected: dict[str, tuple[Any, ...]] = {}
 
     def __enter__(self) -> Self:
@@ -54,41 +61,36 @@ class ScorerPool:
     def close(self) -> None:
         """Wait for verdicts under way and end the children."""
         self._threads.shutdown(cancel_futures=True)
-        for workers in self._idle.values():
-            while not workers.empty():
-                workers.get().close()
+        while not self._idle.empty():
+            self._idle.get().close()
 
-    async def score_async(self, item: Item, text: str) -> Score:
+    async def score_async(self, question: Question, text: str) -> Score:
         """As `score`, without blocking the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.score, item, text)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.score, question, text)
 
-    def score(self, item: Item, text: str) -> Score:
-        """Whether `text` answers `item`. Raises `BenchmarkError` when what its scorer needs is not installed."""
+    def score(self, question: Question, text: str) -> Score:
+        """Whether `text` answers `question`. Raises `ConfigError` when the scorer's process cannot be started."""
         text = after_thinking(text)
-        match entry(item.benchmark).scorer:
+        match self._scorer:
             case "number":
-                return score_number(item, text)
+                return score_number(question, text)
             case "letter":
-                return score_letter(item, text)
+                return score_letter(question, text)
             case "exact":
-                return score_exact(item, text)
+                return score_exact(question, text)
             case "math":
-                return self._score_math(item, text)
+                return self._score_math(question, text)
             case "instructions":
-                return self._score_instructions(item, text)
+                return self._score_instructions(question, text)
             case "code":
-                with self._turns:
-                    # Twice at worst: two threads may meet the same new item.
-                    if item.id not in self._expected:
-                        self._expected[item.id] = reference_outputs(item)
-                    return score_code(item, text, self._expected[item.id], self._code_limits)
+                return self._score_code(question, text)
 
-    def _score_math(self, item: Item, text: str) -> Score:
+    def _score_math(self, question: Question, text: str) -> Score:
         if (content := boxed(text)) is not None:
             # What else the text holds is not the answer.
             text = f"\\boxed{{{content}}}"
         try:
-            verdict = self._ask("math_worker", {"answer": item.answer, "text": text})
+            verdict = self._ask("math_worker", {"answer": question.answer, "text": text})
         except WorkerError as error:
             return Score(correct=False, extracted=content, detail=str(error))
         extracted = verdict["extracted"]
@@ -97,12 +99,12 @@ class ScorerPool:
         detail = "equal" if verdict["correct"] else "another value"
         return Score(correct=verdict["correct"], extracted=content or extracted, detail=detail)
 
-    def _score_instructions(self, item: Item, text: str) -> Score:
+    def _score_instructions(self, question: Question, text: str) -> Score:
         request = {
-            "prompt": item.meta["question"],
+            "prompt": question.meta["question"],
             "text": text,
-            "instructions": item.meta["instruction_id_list"],
-            "arguments": item.meta["kwargs"],
+            "instructions": question.meta["instruction_id_list"],
+            "arguments": question.meta["kwargs"],
         }
         try:
             checks = self._ask("ifbench_worker", request)["checks"]
@@ -110,23 +112,30 @@ class ScorerPool:
             return Score(correct=False, extracted=None, detail=str(error))
         return _instructions_score(checks, text)
 
-    def _ask(self, program: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        missing = [module for module in _NEEDED[program] if importlib.util.find_spec(module) is None]
-        if missing:
-            raise BenchmarkError(f"this scorer needs {', '.join(missing)}: {_INSTALL[program]}")
+    def _score_code(self, question: Question, text: str) -> Score:
+        with self._turns:
+            # Twice at worst: two threads may meet the same new question.
+            if question.id not in self._expected:
+                self._expected[question.id] = reference_outputs(question)
+            return score_code(question, text, self._expected[question.id], self._code_limits)
+
+    def _ask(self, program: str, request: dict[str, Any]) -> dict[str, Any]:
         with self._turns:
             try:
-                worker = self._idle[program].get_nowait()
+                worker = self._idle.get_nowait()
             except queue.Empty:
-                worker = Worker(program)
-            try:
-                answer = worker.ask(dict(request), self._time_limit_s)
-            except WorkerStartError as error:
-                # No verdict on the answer: it would be wrong to count it as wrong.
-                raise BenchmarkError(f"{error}; {_INSTALL[program]}") from error
+                worker = self._start(program)
+            answer = worker.ask(request, self._time_limit_s)
             # One that raised has ended itself.
-            self._idle[program].put(worker)
+            self._idle.put(worker)
             return answer
+
+    def _start(self, program: str) -> Worker:
+        try:
+            return Worker(program)
+        except WorkerError as error:
+            # No verdict on the answer: it would be wrong to count it as wrong.
+            raise ConfigError(f"{program}.py does not start: {error}; {_INSTALL[self._scorer]}") from error
 
 
 def _instructions_score(checks: list[dict[str, bool] | None], text: str) -> Score:
@@ -139,9 +148,3 @@ def _instructions_score(checks: list[dict[str, bool] | None], text: str) -> Scor
     if loose == len(known) and unknown:
         return Score(correct=False, extracted=extracted, detail=detail, unverifiable=True)
     return Score(correct=loose == len(checks), extracted=extracted, detail=detail)
-
-
-def score(item: Item, text: str) -> Score:
-    """Whether `text` answers `item`. For many answers use a `ScorerPool`: it starts its processes once."""
-    with ScorerPool(workers=1) as pool:
-        return pool.score(item, text)

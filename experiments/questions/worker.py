@@ -1,4 +1,8 @@
-"""A child process that answers one line of JSON with one line of JSON, within a time."""
+"""A child process that answers one line of JSON with one line of JSON, within a time.
+
+By hand, since the executors of the standard library cannot end one task that hangs, and those that can (`pebble`, or
+`multiprocessing` itself) import the caller's main module once more in the child and unpickle what the child says.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +25,11 @@ class WorkerError(Exception):
     """The child gave no answer: it took too long, or it ended."""
 
 
-class WorkerStartError(Exception):
-    """The child did not get as far as asking for work: what it imports is missing or broken."""
-
-
 class Worker:
     """One running child. Not for several threads at once; after a `WorkerError` it is gone."""
 
     def __init__(self, program: str) -> None:
-        self._program = program
+        """Returns when the child has imported what it needs. Raises `WorkerError` when it does not get as far."""
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(_PROGRAMS / f"{program}.py")],
             stdin=subprocess.PIPE,
@@ -38,16 +38,10 @@ class Worker:
             bufsize=0,
             start_new_session=True,
         )
-        self._ready = False
+        self._receive(_START_S)
 
     def ask(self, request: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
-        """The child's answer. Raises `WorkerError` when there is none within the time, `WorkerStartError` at once."""
-        if not self._ready:
-            try:
-                self._receive(_START_S)
-            except WorkerError as error:
-                raise WorkerStartError(f"{self._program}.py does not start: {error}") from error
-            self._ready = True
+        """The child's answer. Raises `WorkerError` when there is none within the time."""
         assert self._process.stdin is not None
         try:
             # The child reads: it has answered all that came before.

@@ -10,7 +10,6 @@ from typing import TypeVar
 import msgspec
 
 from shell_router.client import AsyncClient
-from shell_router.config import ConfigError
 from shell_router.core.events import Event
 from shell_router.record import RunRecord
 
@@ -19,7 +18,7 @@ T = TypeVar("T")
 _EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
-class SourceError(ConfigError):
+class SourceError(ValueError):
     """There is no recorded run to be had; the message says why."""
 
 

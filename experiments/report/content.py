@@ -13,7 +13,7 @@ from experiments.load.compare import Comparison as LoadComparison
 from experiments.load.compare import SettingNumbers
 from experiments.load.config import FillParameters
 from experiments.load.ramp import Knee
-from experiments.questions.source import Origin
+from experiments.questions import Origin
 from experiments.report.numbers import Checks, Waterfall, checks, good_runs, mean_latency, waterfall
 from experiments.report.source import LoadSource, RunSource
 from experiments.settings.aggregate import Comparison, SettingAggregate
@@ -74,7 +74,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadCurve(msgspec.Struct, frozen=True, kw_only=True):
-    """One folder of `graft bench load`."""
+    """One folder of `experiments.load`."""
 
     label: str
     environment: Environment
@@ -191,7 +191,7 @@ def _run(source: RunSource) -> RunReport:
 def _failures(summary: Summary) -> tuple[Failure, ...]:
     """Without the text of a question, which a server's message may repeat."""
     questions = {result.step.name: result.step.question for result in summary.results}
-    texts = sorted({question.question for question in questions.values()} - {""}, key=len, reverse=True)
+    texts = sorted({question.prompt for question in questions.values()} - {""}, key=len, reverse=True)
 
     def told(failure: Failure) -> Failure:
         reason = failure.reason

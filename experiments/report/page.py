@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from experiments.kernel.environment import Environment
 from experiments.kernel.statistics import FEW, Estimate, Spread
-from experiments.kernel.tables import NONE, count, interval
+from experiments.kernel.tables import NONE, count, interval, whole
 from experiments.load.compare import Over, Ratio, SettingNumbers
 from experiments.report import plots
 from experiments.report.content import LoadCurve, ReportDocument, RunReport
@@ -357,7 +357,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> list[list[str]]:
         rows.append([f"{name}, difference", *(difference for _, difference in both)])
     rows.append(["accuracy, difference", *(_points(each.accuracy) for each in comparisons)])
     rows.append(["questions for one point", *(_needed(each) for each in comparisons)])
-    rows.append(["equal answers", *(str(each.equal_answers) for each in comparisons)])
+    rows.append(["equal answers", *(whole(each.equal_answers) for each in comparisons)])
     rows.append(["same recorded answers", *("yes" if each.same_work else "no" for each in comparisons)])
     return rows
 

@@ -166,7 +166,7 @@ def timeline(runs: Sequence[RunResult]) -> Figure:
 
 
 def _without_text(run: RunResult) -> RunResult:
-    question = msgspec.structs.replace(run.step.question, question=_NO_TEXT)
+    question = msgspec.structs.replace(run.step.question, prompt=_NO_TEXT)
     return msgspec.structs.replace(run, step=msgspec.structs.replace(run.step, question=question))
 
 

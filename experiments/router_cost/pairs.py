@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from experiments.kernel.target import Target, cluster_target
-from experiments.questions.source import load_questions
+from experiments.questions import load_questions
 from experiments.router_cost.checks import ExitCost, MeasuredRun, summarize
 from experiments.router_cost.paced_engine import PacedEngine
 from experiments.router_cost.process import TREE, RouterProcess, cluster_router, router_process
@@ -52,7 +52,7 @@ class Bench:
 
         Two runs of the first question, which no number counts, come before them. Raises `ClientError` when a run fails.
         """
-        questions = [each.question for each in load_questions(QUESTIONS)]
+        questions = [each.prompt for each in load_questions(QUESTIONS).questions]
         pairs: list[tuple[MeasuredRun, MeasuredRun]] = []
         for number in range(-1, count):
             question = questions[(number + 1) % len(questions)]
@@ -88,7 +88,7 @@ class Bench:
 
 async def measure_stand_in(pairs: int, pace: float) -> ExitCost:
     """Against a stand-in engine that streams ordinary words, `pace` tokens/s in each stream."""
-    words = [word for each in load_questions(QUESTIONS) for word in each.question.split()]
+    words = [word for each in load_questions(QUESTIONS).questions for word in each.prompt.split()]
     draw = random.Random(0)
     engine = PacedEngine(pace, lambda: draw.choice(words) + " ")
     async with (

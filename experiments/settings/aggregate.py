@@ -123,8 +123,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     questions_for_one_point: int | None
     """Questions with which a difference of one point of accuracy would be found, at the variance seen here: see
     `statistics.questions_needed`. None when all questions tell the same."""
-    equal_answers: int
-    """Pairs in which the answers are equal, letter by letter."""
+    equal_answers: int | None
+    """Pairs in which the answers are equal, letter by letter; None where answers are withheld."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,7 +282,9 @@ def _compare(results: Sequence[RunResult], setting: SettingConfig, baseline: Set
         exposed_prefill=_paired(paired, lambda r: exposed_prefill_s(r.record) if r.record else None, seed),
         accuracy=bootstrap_mean(differences, seed=seed),
         questions_for_one_point=questions_needed(differences),
-        equal_answers=sum(pair.other is not None and pair.baseline.answer == pair.other.answer for pair in paired),
+        equal_answers=None
+        if any(pair.baseline.step.question.confidential for pair in paired)
+        else sum(pair.other is not None and pair.baseline.answer == pair.other.answer for pair in paired),
     )
 
 

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.target import Target, TargetError, cluster_target, running_target
-from experiments.questions.source import WITHHELD, QuestionSource, open_questions, select, without_words
+from experiments.questions import WITHHELD, QuestionSource, open_questions, select, without_words
 from experiments.settings.aggregate import shown_pairs
 from experiments.settings.config import ExperimentConfig, cluster_path, load_experiment
 from experiments.settings.plan import Step, make_plan, recording_options, warmup_question
@@ -210,21 +210,25 @@ class Experiment:
         return True
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run an experiment as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
     if arguments.worker_url and not arguments.url:
         _parser().error("--worker-url goes with --url")
     if arguments.resume and arguments.name:
         _parser().error("--name is for a new folder, --resume for one that is there")
-    config = load_experiment(arguments.config)
-    with open_questions(config.questions) as source:
-        report = _run_all(arguments, config, source)
-    # Last, when the cluster has said all it has to say.
-    print(msgspec.json.encode(report).decode(), flush=True)
-    if report.interrupted:
+    try:
+        with terminate_like_interrupt():
+            return _main(arguments)
+    except ConfigError as error:
+        print(f"graft run: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except TargetError as error:
+        print(f"graft run: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("graft run: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0 if report.ok else EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,13 +258,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _main(arguments: argparse.Namespace) -> int:
+    config = load_experiment(arguments.config)
+    with open_questions(config.questions) as source:
+        report = _run_all(arguments, config, source)
+    # Last, when the cluster has said all it has to say.
+    print(msgspec.json.encode(report).decode(), flush=True)
+    if report.interrupted:
+        return EXIT_INTERRUPTED
+    return 0 if report.ok else EXIT_FAILED
+
+
 def _run_all(arguments: argparse.Namespace, config: ExperimentConfig, source: QuestionSource) -> Report:
     questions = source.questions
     if config.replay_answers and any(question.confidential for question in questions):
         raise ConfigError(
             f"answers to {config.questions.source} are not kept, so they cannot be replayed - at `$.replay_answers`"
         )
-    plan = make_plan(config, select(questions, config.questions), warmup_question(questions, config))
+    asked = config.questions
+    measured = select(questions, asked.source, start=asked.start, count=asked.count, at="$.questions")
+    plan = make_plan(config, measured, warmup_question(questions, config))
     key = client_key()
     done: list[RunResult] = []
     folder: RunFolder | None = None
@@ -400,3 +417,7 @@ def _make_folder(path: Path, config: ExperimentConfig) -> RunFolder:
         return RunFolder.create(path, config)
     except FileExistsError as error:
         raise ConfigError(f"{path} is there already; choose another --name, or --resume it") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from experiments.questions.config import QuestionsConfig
+from experiments.questions import QuestionsConfig
 from shell_router.config import ConfigError, Name, NonNegativeInt, PositiveFloat, PositiveInt, load_json
 from shell_router.options import RunOptions
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from experiments.questions.source import Question
+from experiments.questions import Question
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from shell_router.core.early_exit import ExitOverride
 from shell_router.options import RunOptions

@@ -28,7 +28,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """From sending the request to the end of the root's answer."""
     answer: str | None
     correct: bool | None
-    """Whether the last number of the answer is the question's answer."""
+    """As the benchmark's scorer judges `answer`; None when it cannot tell."""
     error: str | None
     """Why the run failed; None when it succeeded."""
     record: RunRecord | None

@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 import msgspec
 
 from experiments.kernel.environment import Environment
-from experiments.questions.source import Origin
+from experiments.questions import Origin
 from experiments.settings.aggregate import Aggregates, Comparison, SettingAggregate, aggregate
 from experiments.settings.config import ExperimentConfig
 from experiments.settings.plan import Step

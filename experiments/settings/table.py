@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from experiments.kernel.statistics import FEW, Estimate, Spread
-from experiments.kernel.tables import NONE, align, count, interval
+from experiments.kernel.tables import NONE, align, count, interval, whole
 from experiments.settings.aggregate import Aggregates, Comparison, Paired, SettingAggregate
 from experiments.settings.result import RunResult
 
@@ -47,12 +47,13 @@ def format_table(aggregates: Aggregates) -> str:
 def format_question(results: Sequence[RunResult]) -> str:
     """One question and what was answered in each setting; `results` are the runs of one repeat."""
     question = results[0].step.question
-    lines = [f"{question.id} · right answer {question.answer}"]
-    lines.append(textwrap.indent(textwrap.fill(_brief(question.question, 220), 106), "  "))
+    lines = [f"{question.id} · right answer {question.answer or NONE}"]
+    lines.append(textwrap.indent(textwrap.fill(_brief(question.prompt, 220), 106), "  "))
     answers: dict[str | None, list[RunResult]] = {}
     for result in results:
         if result.succeeded:
-            answers.setdefault(result.answer, []).append(result)
+            # Of answers that are withheld nobody can say that they are equal.
+            answers.setdefault(result.step.setting if question.confidential else result.answer, []).append(result)
         else:
             lines.append(f"  {result.step.setting} FAILED: {result.error}")
     for same in answers.values():
@@ -127,7 +128,7 @@ def _comparison(comparison: Comparison) -> str:
     pairs = comparison.pairs + len(comparison.incomplete)
     lines = [
         align(rows),
-        f"pairs: {comparison.pairs} of {pairs} complete, with equal answers {comparison.equal_answers}",
+        f"pairs: {comparison.pairs} of {pairs} complete, with equal answers {whole(comparison.equal_answers)}",
     ]
     if comparison.incomplete:
         lines.append(textwrap.fill(f"incomplete: {', '.join(comparison.incomplete)}", 118, subsequent_indent="  "))
@@ -193,7 +194,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _answer(result: RunResult) -> str:
-    verdict = "right" if result.correct else "wrong"
+    verdict = {True: "right", False: "wrong", None: "nobody can tell"}[result.correct]
     return f"{_brief(result.answer or '', 160)} [{verdict}]"
 
 

@@ -165,7 +165,7 @@ def _panel_title(run: RunResult, baseline: RunResult | None) -> str:
 def _heading(figure: Figure, run: RunResult, y: float) -> None:
     step = run.step
     figure.text(0.02, y, step.tree, fontsize=13, weight="bold", color=_INK)
-    question = textwrap.shorten(step.question.question, 140, placeholder=" ...")
+    question = textwrap.shorten(step.question.prompt, 140, placeholder=" ...")
     caption = f"\nquestion of the median latency of {step.setting}, {step.question.id}: {question}"
     figure.text(0.02, y, caption, fontsize=8, color=_FAINT, va="top")
 

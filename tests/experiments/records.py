@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.questions.source import Question
+from experiments.questions import Question
 from experiments.settings.plan import Step
 from experiments.settings.result import RunResult
 from shell_router.record import AgentRecord, ChunkRecord, Mode, RunRecord, Usage
@@ -123,7 +123,7 @@ def make_result(
             setting=setting,
             tree=tree,
             mode=mode,
-            question=Question(id=question, question="How many?", answer="18"),
+            question=Question(id=question, prompt="How many?", answer="18"),
             repeat=repeat,
             seed=7,
             warmup=warmup,

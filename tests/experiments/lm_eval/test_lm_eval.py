@@ -4,41 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.lm_eval.command import compare, main
-from experiments.lm_eval.harness import HarnessError, Sample, evaluate, install, write_task
-from experiments.questions.source import load_questions
+from experiments.lm_eval.harness import Sample, evaluate, install, write_task
+from experiments.questions import QuestionsConfig, QuestionSource, open_questions
 from launch.cluster import Cluster
+from shell_router.errors import GraftError
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.serving import fake_service, serving_service
 
-QUESTIONS = load_questions("gsm8k_sample")[:6]
+COUNT = 6
 
 
-def test_the_task_is_the_harnesss_own_on_our_questions(tmp_path: Path) -> None:
-    write_task(tmp_path, QUESTIONS, {"mode": "blocking"})
+@pytest.fixture
+def source() -> Iterator[QuestionSource]:
+    with open_questions(QuestionsConfig(source="gsm8k_sample", count=COUNT)) as source:
+        yield source
+
+
+def test_the_task_is_the_harnesss_own_on_our_questions(source: QuestionSource, tmp_path: Path) -> None:
+    questions = source.questions[:COUNT]
+    write_task(tmp_path, questions, {"mode": "blocking"})
     task = json.loads((tmp_path / "graft_gsm8k.yaml").read_text())
     assert task["generation_kwargs"]["graft"] == {"mode": "blocking"}
     items = Path(task["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()
-    assert [json.loads(item)["id"] for item in items] == [question.id for question in QUESTIONS]
+    assert [json.loads(item)["id"] for item in items] == [question.id for question in questions]
 
 
-def test_both_verdicts_are_told_item_by_item() -> None:
-    one, two, *_ = QUESTIONS
+def test_both_verdicts_are_told_item_by_item(source: QuestionSource) -> None:
+    one, two, *_ = source.questions
     right = Sample(id=one.id, answer=f"So {one.answer}.", number=one.answer, right=True)
     wrong = Sample(id=two.id, answer="", number="[invalid]", right=False)
-    both = compare("chat", [one, two], [right, wrong])
+    both = compare("chat", source, [one, two], [right, wrong])
     assert (both.count, both.answered, both.harness_right, both.our_right, both.agree) == (2, 1, 1, 1, True)
     decimals = Sample(id=one.id, answer=f"{one.answer}.00", number=f"{one.answer}.00", right=False)
-    assert compare("chat", [one], [decimals]).agree is False
-    with pytest.raises(HarnessError, match=f"did not judge {two.id}"):
-        compare("chat", [one, two], [right])
+    assert compare("chat", source, [one], [decimals]).agree is False
+    with pytest.raises(GraftError, match=f"did not judge {two.id}"):
+        compare("chat", source, [one, two], [right])
 
 
 BODIES: dict[str, tuple[str, dict[str, Any], int, str | None]] = {
@@ -98,11 +106,14 @@ class KnowingEngine(FakeEngine):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("api", ["completions", "chat"])
-async def test_the_harness_scores_known_answers_as_we_do(api: Any, tmp_path: Path, graft_home: Path) -> None:
+async def test_the_harness_scores_known_answers_as_we_do(
+    api: Any, source: QuestionSource, tmp_path: Path, graft_home: Path
+) -> None:
     said = ("The answer is {}.", "#### {}\nOr 7?", "${}", "{} or rather 1,234,567", "I do not know.", "#### 0.5 of {}")
-    answers = {q.question: text.format(q.answer) for q, text in zip(QUESTIONS, said, strict=True)}
+    questions = source.questions[:COUNT]
+    answers = {q.prompt: text.format(q.answer) for q, text in zip(questions, said, strict=True)}
     service = fake_service(KnowingEngine(answers), context_length=100_000)
-    write_task(tmp_path, QUESTIONS, {"mode": "blocking"})
+    write_task(tmp_path, questions, {"mode": "blocking"})
     async with serving_service(service) as client:
 
         def ask() -> tuple[Sample, ...]:
@@ -111,7 +122,7 @@ async def test_the_harness_scores_known_answers_as_we_do(api: Any, tmp_path: Pat
 
         samples = await asyncio.to_thread(ask)
     assert {sample.answer for sample in samples} == set(answers.values())
-    result = compare(api, QUESTIONS, samples)
+    result = compare(api, source, questions, samples)
     assert result.agree, result.items
     assert [item.our_right for item in result.items] == [True, True, True, False, False, False]
     assert {run.record().mode for run in service.runs()} == {"blocking"}, "our options come through"

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.questions import Item, ScorerPool
+from experiments.questions import Question, ScorerPool
 from experiments.questions.code import extract_code
 from experiments.questions.sandbox import Limits, Task, execute
 
 _QUESTION = 'from typing import List\n\n\ndef double(xs: List[int]) -> List[int]:\n    """Twice each."""\n'
 _RIGHT = "def double(xs: List[int]) -> List[int]:\n    return [2 * x for x in xs]"
 _LIMITS = Limits(wall_s=4.0, cpu_s=1, memory_bytes=256 << 20, file_bytes=1 << 16)
-_ITEM = Item(
-    benchmark="humaneval_plus",
+_DOUBLE = Question(
     id="humaneval_plus-x",
     prompt=_QUESTION,
     answer="",
@@ -31,9 +30,9 @@ _ITEM = Item(
 )
 
 
-def verdict(code: str, item: Item = _ITEM) -> tuple[bool, str]:
-    with ScorerPool(workers=1, code_limits=_LIMITS) as pool:
-        scored = pool.score(item, f"Here it is:\n```python\n{code}\n```\nThat is all.")
+def verdict(code: str, question: Question = _DOUBLE) -> tuple[bool, str]:
+    with ScorerPool("code", workers=1, code_limits=_LIMITS) as pool:
+        scored = pool.score(question, f"Here it is:\n```python\n{code}\n```\nThat is all.")
     return scored.correct, scored.detail
 
 
@@ -156,14 +155,13 @@ def test_values_come_back_as_they_were() -> None:
 
 def test_tests_that_a_task_brings_as_text() -> None:
     check = "def check(candidate):\n    assert candidate([1]) == [2]\n"
-    item = Item(
-        benchmark="humaneval_plus",
+    question = Question(
         id="y",
         prompt="",
         answer="",
         meta={"question": _QUESTION, "entry_point": "double", "test": check},
     )
-    assert verdict(_RIGHT, item) == (True, "all tests passed")
-    assert verdict("def double(xs):\n    return xs", item) == (False, "AssertionError in the tests")
-    assert verdict("def double(xs):\n    import sys; sys.exit(0)", item) == (False, "SystemExit in the tests")
-    assert verdict("def double(xs):\n    import os; os._exit(0)", item) == (False, "ended in the tests")
+    assert verdict(_RIGHT, question) == (True, "all tests passed")
+    assert verdict("def double(xs):\n    return xs", question) == (False, "AssertionError in the tests")
+    assert verdict("def double(xs):\n    import sys; sys.exit(0)", question) == (False, "SystemExit in the tests")
+    assert verdict("def double(xs):\n    import os; os._exit(0)", question) == (False, "ended in the tests")

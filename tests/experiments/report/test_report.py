@@ -13,32 +13,29 @@ from typing import Any
 import msgspec
 import pytest
 
+from experiments.kernel.command import EXIT_USAGE
 from experiments.kernel.environment import Environment
 from experiments.load.block import Block, BlockKey
 from experiments.load.folder import Begun
 from experiments.load.folder import Folder as LoadFolder
 from experiments.load.ramp import Knee
 from experiments.load.report import make_report
-from experiments.questions.config import QuestionsConfig
-from experiments.questions.source import Origin
+from experiments.questions import Origin, QuestionsConfig
+from experiments.report.command import main
 from experiments.report.numbers import checks, outcome_of, slowest_path, timeline_runs, waterfall
 from experiments.settings.aggregate import SettingAggregate
+from experiments.settings.command import main as graft_run
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
 from experiments.settings.summary import RunFolder, Session, Summary, summarize
-from graft.cli import WRONG
-from graft.cli import main as graft
+from launch.cli import main as graft
 from shell_router.core.early_exit import Verdict
 from shell_router.options import RunOptions
 from shell_router.record import CheckRecord, RunRecord
-from tests.commands import command
 from tests.experiments.fake_router import FakeRouter
 from tests.experiments.load.test_numbers import config as load_config
 from tests.experiments.load.test_numbers import sample
 from tests.experiments.records import make_record, make_result
-
-main = command("report")
-graft_run = command("run")
 
 SECRET = "How many?"
 """The text of all questions of `make_result`."""
@@ -216,7 +213,7 @@ def test_no_text_of_a_question_is_in_any_file(tmp_path: Path) -> None:
 def test_nothing_is_told_about_a_confidential_question_but_its_id(tmp_path: Path) -> None:
     runs = []
     for run in (make_result("blocking", error="500: which of these"), make_result("spliced", answer="A")):
-        question = msgspec.structs.replace(run.step.question, question="(withheld)", confidential=True)
+        question = msgspec.structs.replace(run.step.question, prompt="(withheld)", confidential=True)
         runs.append(msgspec.structs.replace(run, step=msgspec.structs.replace(run.step, question=question)))
     runs[1] = msgspec.structs.replace(runs[1], correct=None)
     config = msgspec.structs.replace(CONFIG, questions=QuestionsConfig(source="gpqa_diamond", count=1))
@@ -330,8 +327,8 @@ def test_a_folder_of_graft_run_itself(tmp_path: Path, capsys: pytest.CaptureFixt
     settings = msgspec.convert(document["runs"][0]["settings"], tuple[SettingAggregate, ...])
     assert settings == summary.aggregates.settings
     for result in summary.results:
-        assert result.step.question.question not in markdown
-        assert result.step.question.question not in html
+        assert result.step.question.prompt not in markdown
+        assert result.step.question.prompt not in html
 
 
 def test_for_a_repository_the_markdown_shows_its_pictures_and_nothing_is_large_or_of_this_machine(
@@ -502,7 +499,7 @@ def onto_a_file(path: Path) -> list[str]:
     ],
 )
 def test_what_is_wrong_is_told(make: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(make(tmp_path / "run")) == WRONG
+    assert main(make(tmp_path / "run")) == EXIT_USAGE
     captured = capsys.readouterr()
     assert captured.out == ""
     assert told in captured.err

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.kernel.statistics import spread
 from experiments.kernel.tables import align
-from experiments.questions.config import QuestionsConfig
+from experiments.questions import QuestionsConfig
 from experiments.settings.aggregate import Paired, aggregate, exposed_prefill_s, hidden_prefill_s, pairs, shown_pairs
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult

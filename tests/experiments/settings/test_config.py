@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.questions import catalog
-from experiments.questions.config import SAMPLE, QuestionsConfig
-from experiments.questions.source import Question, extract_number, is_correct, load_questions, select
+from experiments.questions import CATALOG, Question, QuestionsConfig, load_questions, select
 from experiments.settings.config import ExperimentConfig, SettingConfig, cluster_path, load_experiment
 from experiments.settings.plan import Step, make_plan, recording_options, setting_order, warmup_question
 from launch.config import load_cluster
@@ -38,10 +36,10 @@ def test_shipped_experiments_name_trees_of_their_cluster_whose_prompts_fit_and_q
     cluster = load_cluster(cluster_path(path, config))
     trees = {tree.name: tree for tree in map(load_tree, map(Path, cluster.shell_router.trees))}
     assert trees.keys() >= set(config.trees)
-    if config.questions.source == SAMPLE:
-        assert select(load_questions(SAMPLE), config.questions)
-    else:
-        assert config.questions.start + config.questions.count <= catalog.entry(config.questions.source).size
+    asked = config.questions
+    entry = CATALOG[asked.source]
+    held = len(load_questions(asked.source).questions) if entry.sample_of else entry.size
+    assert asked.start + asked.count <= held
     contexts = {model.name: model.context_length for model in cluster.models}
     for setting in config.settings:
         agents = {agent.id: agent for agent in trees[setting.tree].agents}
@@ -89,43 +87,10 @@ def test_a_bad_file_is_refused_with_its_name_and_the_place(
     assert message in str(refused.value)
 
 
-def test_more_questions_than_there_are(tmp_path: Path) -> None:
-    questions = load_questions("gsm8k_sample")
-    with pytest.raises(ConfigError, match=r"48 questions, 3 from 46 on are asked for - at `\$.questions`"):
-        select(questions, QuestionsConfig(source="gsm8k_sample", count=3, start=46))
-
-
-def test_every_shipped_question_has_a_number_for_an_answer() -> None:
-    questions = load_questions("gsm8k_sample")
-    assert len(questions) == len({question.id for question in questions}) == 48
-    for question in questions:
-        float(question.answer)
-        assert is_correct(question, f"So the result is {question.answer}.")
-        assert len(question.question) > 50
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("She has 3 apples and 4 pears, so 7.", 7.0),
-        ("#### 1,430\nThat took 2 steps.", 1430.0),
-        ("#### $18", 18.0),
-        ("First #### 5, no: #### -6", -6.0),
-        ("It costs $2,125.50.", 2125.5),
-        ("5-3", 3.0),
-        ("about .5", 0.5),
-        ("####", None),
-        ("none", None),
-        ("", None),
-    ],
-)
-def test_the_last_number_or_the_marked_one_is_the_answer(text: str, number: float | None) -> None:
-    assert extract_number(text) == number
-
-
 def plan_of(config: ExperimentConfig) -> list[Step]:
-    questions = load_questions("gsm8k_sample")
-    return list(make_plan(config, select(questions, config.questions), warmup_question(questions, config)))
+    questions = load_questions("gsm8k_sample").questions
+    measured = select(questions, "gsm8k_sample", start=config.questions.start, count=config.questions.count)
+    return list(make_plan(config, measured, warmup_question(questions, config)))
 
 
 def measured_of(config: ExperimentConfig) -> list[Step]:
@@ -195,7 +160,7 @@ def test_the_plan_follows_from_the_seed_and_more_questions_change_no_seed() -> N
 
 
 def test_warm_up_asks_another_question_than_the_measured_ones() -> None:
-    questions = load_questions("gsm8k_sample")
+    questions = load_questions("gsm8k_sample").questions
     config = experiment(count=3)
     warmup = warmup_question(questions, config)
     plan = plan_of(config)

@@ -1,15 +1,13 @@
-"""`graft schema`: JSON Schema of every configuration file, generated from the types, for editors and for people."""
+"""JSON Schema of every configuration file, generated from the types, for editors and for people."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from experiments.settings.config import ExperimentConfig
 from launch import shipped
 from launch.config import ClusterConfig
 from shell_router.config import RouterConfig
@@ -18,28 +16,14 @@ from shell_router.core.tree import TreeConfig
 DIRECTORY = shipped.folder("schema")
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="graft schema", description="Write the JSON Schemas in cfgs/schema from the types."
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of step")
-    if not parser.parse_args(argv).check:
-        write()
-        return 0
-    late = outdated()
-    if late:
-        print(f"graft: {', '.join(late)} out of step with the types; run `graft schema`", file=sys.stderr)
-        return 1
-    return 0
-
-
 def kinds() -> Mapping[str, type[msgspec.Struct]]:
     """The type of each kind of configuration file."""
     return {
         "cluster": ClusterConfig,
         "tree": TreeConfig,
         "router": RouterConfig,
-        "experiment": ExperimentConfig,
+        # By name: experiments build on launch, and an import here would close the circle.
+        "experiment": pkgutil.resolve_name("experiments.settings.config:ExperimentConfig"),
     }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.questions import Item, score
+from experiments.questions import CATALOG, Question, Score, ScorerPool
 
 
-def item(benchmark: str, answer: str, choices: tuple[str, ...] | None = None) -> Item:
-    return Item(benchmark=benchmark, id="x", prompt="?", answer=answer, choices=choices)
+def score(benchmark: str, answer: str, text: str, choices: tuple[str, ...] = ()) -> Score:
+    with ScorerPool(CATALOG[benchmark].scorer, workers=1) as pool:
+        return pool.score(Question(id="x", prompt="?", answer=answer, choices=choices), text)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,9 @@ def item(benchmark: str, answer: str, choices: tuple[str, ...] | None = None) ->
         ("**Answer: 1234** apples for 5 people", True, "1234"),
         ("The answer is 1000 + 234 = 1234.", True, "1234"),
         ("It is 1234", True, "1234"),
+        ("First it was 7, then it cost $1,234.00.", True, "1,234.00"),
+        ("1240-6 is 1238-4: 9-1234", True, "1234"),
+        ("about .5", False, ".5"),
         ("<think>#### 1234</think>#### 7", False, "7"),
         ("#### -1234", False, "-1234"),
         ("no idea", False, None),
@@ -27,9 +31,15 @@ def item(benchmark: str, answer: str, choices: tuple[str, ...] | None = None) ->
         ("####", False, None),
     ],
 )
-def test_number(text: str, correct: bool, extracted: str | None) -> None:
-    verdict = score(item("gsm8k", "1,234"), text)
+@pytest.mark.parametrize("benchmark", ["gsm8k", "gsm8k_sample"])
+def test_number(benchmark: str, text: str, correct: bool, extracted: str | None) -> None:
+    verdict = score(benchmark, "1,234", text)
     assert (verdict.correct, verdict.extracted) == (correct, extracted)
+
+
+def test_what_is_announced_counts_and_not_what_follows() -> None:
+    verdict = score("gsm8k_sample", "51", "So the answer is **51** apples, that is 3 times 17.")
+    assert (verdict.correct, verdict.extracted) == (True, "51")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +66,7 @@ def test_number(text: str, correct: bool, extracted: str | None) -> None:
 )
 @pytest.mark.parametrize("benchmark", ["gpqa_diamond", "mmlu", "mmlu_prox_lite"])
 def test_letter(benchmark: str, text: str, correct: bool, extracted: str | None) -> None:
-    verdict = score(item(benchmark, "B", ("one", "two", "three", "four")), text)
+    verdict = score(benchmark, "B", text, ("one", "two", "three", "four"))
     assert (verdict.correct, verdict.extracted) == (correct, extracted)
 
 
@@ -86,4 +96,4 @@ def test_letter(benchmark: str, text: str, correct: bool, extracted: str | None)
     ],
 )
 def test_exact(answer: str, text: str, correct: bool) -> None:
-    assert score(item("bbh", answer), text).correct is correct
+    assert score("bbh", answer, text).correct is correct
