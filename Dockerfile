@@ -31,6 +31,7 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
+COPY graft graft
 COPY cfgs cfgs
 RUN python -m venv /opt/graft && /opt/graft/bin/pip install --no-cache-dir ".${EXTRAS}"
 
@@ -64,6 +65,7 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
+COPY graft graft
 COPY cfgs cfgs
 RUN /opt/graft/bin/pip install --no-cache-dir --no-deps .
 
@@ -98,6 +100,7 @@ RUN python3.12 -m venv /opt/graft \
 COPY sglang_ext sglang_ext
 COPY shell_router shell_router
 COPY launch launch
+COPY graft graft
 COPY cfgs cfgs
 RUN pip install --no-cache-dir --no-deps .
 WORKDIR /home/graft

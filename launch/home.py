@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from pathlib import Path
 def graft_home() -> Path:
     """Where Graft keeps what it builds and what runs: `$GRAFT_HOME`, by default `~/.cache/graft`."""
     return Path(os.environ.get("GRAFT_HOME") or Path.home() / ".cache" / "graft").resolve()
+
+
+def new_log_dir(name: str) -> Path:
+    """Where the logs of a start of cluster `name` go; not made yet."""
+    return graft_home() / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
 
 
 @contextlib.contextmanager

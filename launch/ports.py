@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import socket
 
+from shell_router.errors import GraftError
+
 # Below the range that Linux takes ports for outgoing connections from: such a connection cannot
 # take a port between our choice and the moment the process listens on it.
 _LOWEST, _HIGHEST = 20000, 32000
 _TRIES = 200
 
 
-class NoFreePort(Exception):
+class NoFreePort(GraftError):
     """No port could be found."""
 
 

@@ -20,6 +20,7 @@ from launch.gpu.cards import CardsError
 from launch.gpu.place import PlacementError
 from launch.home import graft_home
 from shell_router.config import ConfigError, load_tree
+from shell_router.errors import GraftError
 
 MIN_PYTHON = (3, 11)
 DISK_GB = 1.0
@@ -29,8 +30,10 @@ CPU_WORKER_GB = 2.0
 _INSTALL = "`make setup` installs it for the CPU engine, `pip install 'graft-moa[gpu]'` for GPUs"
 
 
-class PreflightError(Exception):
+class PreflightError(GraftError):
     """The machine cannot run the cluster; the message lists everything that is in the way."""
+
+    exit_code = 2
 
 
 def check(config: ClusterConfig, host: str | None = None) -> None:

@@ -11,12 +11,13 @@ import msgspec
 
 from launch.command import Role
 from sglang_ext import protocol
+from shell_router.errors import GraftError
 
 _ROLES: dict[str, Role] = {"prefill": "prefill", "decode": "decode", "unified": "regular"}
 """Our word for what a worker calls itself."""
 
 
-class ProbeError(Exception):
+class ProbeError(GraftError):
     """A process answers, and the answer means that it will never be what was asked for."""
 
 

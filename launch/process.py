@@ -17,13 +17,14 @@ import psutil
 from launch import guardian
 from launch.command import Command
 from launch.state import ProcessId, ProcessState
+from shell_router.errors import GraftError
 
 _POLL_S = 0.1
 # sglang-router colours its log even when it is a file.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class ProcessError(Exception):
+class ProcessError(GraftError):
     """A process cannot be started or stopped."""
 
 

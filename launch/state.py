@@ -17,10 +17,13 @@ import msgspec
 import psutil
 
 from launch.home import graft_home, locked
+from shell_router.errors import GraftError
 
 
-class ClusterRunning(Exception):
+class ClusterRunning(GraftError):
     """A cluster of that name is up already."""
+
+    exit_code = 2
 
 
 class ProcessId(msgspec.Struct, frozen=True):

@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -22,20 +22,16 @@ _STOP_S = 60.0
 its head."""
 
 
-def detach(cfg: Path, name: str, host: str | None, run_dir: Path, messages: TextIO) -> ClusterState:
-    """Start `graft up cfg` in the background and wait until the cluster, or its part on `host`, is ready.
+def detach(command: Sequence[str], name: str, run_dir: Path, messages: TextIO) -> ClusterState:
+    """Run `command`, a launcher, in the background and wait until its cluster (or the part of it) `name` is ready.
 
-    `name` is what that is called. Its messages are relayed to `messages`.
-    Raises `ClusterError` when it does not come up.
+    Its messages are relayed to `messages`. Raises `ClusterError` when it does not come up.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "launcher.log"
     with log.open("wb") as sink, log.open() as source:
         launcher = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "launch", "up", str(cfg), "--run-dir", str(run_dir)),
-                *(("--host", host) if host is not None else ()),
-            ],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

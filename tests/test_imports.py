@@ -20,7 +20,7 @@ def test_import_contracts_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["shell_router.app", "launch.cli", "experiments.settings.command", "sglang_ext.protocol"]
+    "module", ["shell_router.app", "graft.cli.clusters", "experiments.settings.command", "sglang_ext.protocol"]
 )
 def test_neither_torch_nor_sglang_is_loaded(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'sglang'}} & sys.modules.keys()))"

@@ -35,7 +35,7 @@ import msgspec
 from experiments.gpu import setup
 from experiments.gpu.setup import Scale
 from experiments.gpu.sizes import CONFIGS, SIZES, Size, make_checkpoint, parameters
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, terminate_like_interrupt
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED
 from experiments.kernel.environment import Environment, describe_environment
 from experiments.kernel.folder import write_document
 from experiments.kernel.target import Target, check_machine, started
@@ -101,8 +101,7 @@ def main(argv: Sequence[str]) -> int:
     except FileExistsError:
         parser.error(f"--out: {folder} is there already")
     try:
-        with terminate_like_interrupt():
-            done = _measure(arguments, tuple(argv), now, folder)
+        done = _measure(arguments, tuple(argv), now, folder)
     except KeyboardInterrupt:
         print(f"interrupted; what had ended is in {folder}", file=sys.stderr)
         raise

@@ -1,4 +1,4 @@
-"""`python -m experiments.load`: an open-loop load test of a running router or of a cluster started for it.
+"""`graft bench load`: an open-loop load test of a running router or of a cluster started for it.
 
 Runs arrive by a plan that is made before: a Poisson process (`--rate`), the lines of a file (`--trace`), or rising
 rates until a setting no longer holds (`--ramp`). Each is sent at its time whatever became of the others, and its times
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED
 from experiments.kernel.engine import TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.pair import Pair
@@ -56,30 +56,14 @@ from launch.config import load_cluster
 from shell_router.client import AsyncClient, ClientError
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
-from shell_router.errors import EngineError
 
 DURATION_S = 60.0
 SETTINGS = ('blocking={"mode":"blocking"}', 'spliced={"mode":"spliced"}')
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Run a load test as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
-    try:
-        with terminate_like_interrupt():
-            return _main(arguments)
-    except ConfigError as error:
-        print(f"load: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except (TargetError, ClientError, EngineError) as error:
-        print(f"load: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("load: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-
-
-def _main(arguments: argparse.Namespace) -> int:
     key = client_key()
     if arguments.resume is not None:
         folder = Folder.resume(arguments.resume)
@@ -238,7 +222,7 @@ def _start(config: LoadConfig) -> Start:
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.load",
+        prog="graft bench load",
         description=__doc__.splitlines()[0],
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
@@ -284,7 +268,3 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--name", help="name of the folder (default: the tree and the UTC time)")
     out.add_argument("--runs-dir", type=Path, default=Path("runs"))
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -37,7 +37,7 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED, terminate_like_interrupt
+from experiments.kernel.command import EXIT_FAILED
 from experiments.kernel.engine import PairClient, TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.folder import Lines, write_document
@@ -241,8 +241,7 @@ PARTS: dict[str, Callable[[Setup], Outcome]] = {
 def main(argv: Sequence[str]) -> int:
     """Measure one part; answers the exit code. Raises `GraftError` for what ends it."""
     arguments = parse(argv)
-    with terminate_like_interrupt():
-        return measure(arguments)
+    return measure(arguments)
 
 
 def measure(arguments: argparse.Namespace) -> int:

@@ -11,25 +11,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from experiments.kernel.command import EXIT_FAILED
 from experiments.replay.redecide import redecide
 from experiments.replay.report import Report, format_replays, format_settings, run_replay, setting
-from experiments.replay.settings import SWEPT, SettingsError, parse_settings
-from experiments.replay.source import Recorded, SourceError, fetch, load
+from experiments.replay.settings import SWEPT, parse_settings
+from experiments.replay.source import Recorded, fetch, load
 from experiments.replay.verify import replay
-from shell_router.client import ClientError
 from shell_router.client.key import KEY_VARIABLE, client_key
-from shell_router.config import ConfigError
 from shell_router.core.early_exit import ExitOverride
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Replay as the command line says; answers the exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -39,19 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--url and --run go together")
     if arguments.events is not None and arguments.path is None:
         parser.error("--events goes with a record")
-    try:
-        settings = parse_settings(arguments.early_exit, arguments.sweep)
-        runs = _load(arguments)
-        report = make_report(runs, settings)
-    except (SettingsError, SourceError, ConfigError) as error:
-        print(f"graft replay: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except ClientError as error:
-        print(f"graft replay: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("graft replay: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    settings = parse_settings(arguments.early_exit, arguments.sweep)
+    report = make_report(_load(arguments), settings)
     print(format_replays(report.runs))
     if report.settings:
         print("\n" + format_settings(report.settings))
@@ -105,7 +91,3 @@ def _parser() -> argparse.ArgumentParser:
         help=f"each value of {', '.join(SWEPT)} for every --early-exit; repeat it for a grid",
     )
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

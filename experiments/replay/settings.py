@@ -8,13 +8,14 @@ from decimal import Decimal
 
 import msgspec
 
+from shell_router.config import ConfigError
 from shell_router.core.early_exit import ExitOverride
 
 SWEPT = ("tau", "gamma", "threshold")
 _MOST = 1000
 
 
-class SettingsError(ValueError):
+class SettingsError(ConfigError):
     """A setting is wrong; the message says which."""
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from shell_router.client import AsyncClient
+from shell_router.config import ConfigError
 from shell_router.core.events import Event
 from shell_router.record import RunRecord
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 _EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
-class SourceError(ValueError):
+class SourceError(ConfigError):
     """There is no recorded run to be had; the message says why."""
 
 

@@ -1,6 +1,6 @@
 """`graft report FOLDER...`: tables and pictures of finished experiments.
 
-Reads folders of `graft run` (`summary.json`) and of `experiments.load` (`report.json`), starts nothing and asks nobody.
+Reads folders of `graft run` (`summary.json`) and of `graft bench load` (`report.json`), starts nothing and asks nobody.
 Writes `report.md` with its pictures (SVG files beside it), `report.html` (one file that needs no other) and
 `report.json`. The last line of stdout is one JSON document with their paths.
 
@@ -10,12 +10,10 @@ Exit codes: 0 written, 2 wrong command line or folder.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.command import EXIT_USAGE
 from experiments.report.content import make_document
 from experiments.report.document import picture_files, to_html, to_markdown
 from experiments.report.page import make_page
@@ -35,16 +33,12 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
     json: str
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Write a report as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
     folders: list[Path] = arguments.folders
-    try:
-        out = _check_out(arguments.out or folders[0] / "report", folders)
-        written = write(folders, out, html=arguments.html)
-    except SourceError as error:
-        print(f"graft report: {error}", file=sys.stderr)
-        return EXIT_USAGE
+    out = _check_out(arguments.out or folders[0] / "report", folders)
+    written = write(folders, out, html=arguments.html)
     print(f"report  {written.html or written.markdown}\n")
     print(msgspec.json.encode(written).decode(), flush=True)
     return 0
@@ -105,7 +99,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: `report` in the first folder")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

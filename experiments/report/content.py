@@ -74,7 +74,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadCurve(msgspec.Struct, frozen=True, kw_only=True):
-    """One folder of `experiments.load`."""
+    """One folder of `graft bench load`."""
 
     label: str
     environment: Environment

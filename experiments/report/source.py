@@ -1,4 +1,4 @@
-"""The folders that a report is made of: those of `graft run` and of `experiments.load`."""
+"""The folders that a report is made of: those of `graft run` and of `graft bench load`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import msgspec
 
 from experiments.load.report import Report as LoadReport
 from experiments.settings.summary import Summary
+from shell_router.config import ConfigError
 
 T = TypeVar("T")
 SUMMARY = "summary.json"
 LOAD = "report.json"
 
 
-class SourceError(ValueError):
+class SourceError(ConfigError):
     """A folder is not what a report can be made of; the message says why."""
 
 
@@ -32,7 +33,7 @@ class RunSource:
 
 @dataclass(frozen=True)
 class LoadSource:
-    """A folder of `experiments.load`."""
+    """A folder of `graft bench load`."""
 
     label: str
     report: LoadReport

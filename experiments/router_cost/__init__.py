@@ -1,1 +1,1 @@
-"""What the shell router itself costs: `python -m experiments.router_cost`."""
+"""What the shell router itself costs: `graft bench router`."""

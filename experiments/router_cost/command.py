@@ -1,4 +1,4 @@
-"""`python -m experiments.router_cost`: what the shell router itself costs.
+"""`graft bench router`: what the shell router itself costs.
 
 A shell router runs as a process of its own against a stand-in engine (`PacedEngine`). Measured are
 
@@ -29,30 +29,19 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
 from experiments.kernel.environment import describe_environment
-from experiments.kernel.target import TargetError
 from experiments.router_cost.checks import ExitCost
 from experiments.router_cost.goals import goals
 from experiments.router_cost.pairs import measure_stand_in, on_cluster
 from experiments.router_cost.process import TREE
 from experiments.router_cost.stream import StreamCost, measure_stream
 from launch import shipped
-from shell_router.client import ClientError
-from shell_router.config import ConfigError
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Measure what the command line asks for; answers the exit code."""
     arguments = _parser().parse_args(argv)
-    try:
-        print(msgspec.json.encode(_measure(arguments)).decode(), flush=True)
-    except ConfigError as error:
-        print(f"router_cost: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except (TargetError, ClientError) as error:
-        print(f"router_cost: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    print(msgspec.json.encode(_measure(arguments)).decode(), flush=True)
     return 0
 
 
@@ -100,7 +89,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, object]:
 
 def _parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m experiments.router_cost", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="graft bench router", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=_positive, default=40, help="runs of the tree in a repetition")
     parser.add_argument("--at-once", type=_positive, default=4, help="runs at the same time")
     parser.add_argument("--repetitions", type=_positive, default=5)
@@ -124,7 +113,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

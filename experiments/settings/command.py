@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, terminate_like_interrupt
+from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.target import Target, TargetError, cluster_target, running_target
 from experiments.questions import WITHHELD, QuestionSource, open_questions, select, without_words
@@ -210,25 +210,21 @@ class Experiment:
         return True
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Run an experiment as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
     if arguments.worker_url and not arguments.url:
         _parser().error("--worker-url goes with --url")
     if arguments.resume and arguments.name:
         _parser().error("--name is for a new folder, --resume for one that is there")
-    try:
-        with terminate_like_interrupt():
-            return _main(arguments)
-    except ConfigError as error:
-        print(f"graft run: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except TargetError as error:
-        print(f"graft run: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("graft run: interrupted", file=sys.stderr)
+    config = load_experiment(arguments.config)
+    with open_questions(config.questions) as source:
+        report = _run_all(arguments, config, source)
+    # Last, when the cluster has said all it has to say.
+    print(msgspec.json.encode(report).decode(), flush=True)
+    if report.interrupted:
         return EXIT_INTERRUPTED
+    return 0 if report.ok else EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -256,17 +252,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name of the run folder (default: the cfg's name and the UTC time)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     return parser
-
-
-def _main(arguments: argparse.Namespace) -> int:
-    config = load_experiment(arguments.config)
-    with open_questions(config.questions) as source:
-        report = _run_all(arguments, config, source)
-    # Last, when the cluster has said all it has to say.
-    print(msgspec.json.encode(report).decode(), flush=True)
-    if report.interrupted:
-        return EXIT_INTERRUPTED
-    return 0 if report.ok else EXIT_FAILED
 
 
 def _run_all(arguments: argparse.Namespace, config: ExperimentConfig, source: QuestionSource) -> Report:
@@ -417,7 +402,3 @@ def _make_folder(path: Path, config: ExperimentConfig) -> RunFolder:
         return RunFolder.create(path, config)
     except FileExistsError as error:
         raise ConfigError(f"{path} is there already; choose another --name, or --resume it") from error
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from shell_router.config import load_json
+from shell_router.errors import GraftError
 
 Index = Annotated[int, Meta(ge=0)]
 Bytes = Annotated[int, Meta(ge=0)]
@@ -23,7 +24,7 @@ DISTANCE: dict[LinkKind, int] = {"nvlink": 1, "switch": 2, "bridge": 3, "numa": 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class CardsError(Exception):
+class CardsError(GraftError):
     """The driver does not answer."""
 
 

@@ -33,6 +33,7 @@ from types import MappingProxyType
 from launch.gpu.cards import Card, CardTable
 from launch.gpu.demand import Demand
 from launch.gpu.reserve import CONTEXT_BYTES, MULTIMODAL_BYTES, GpuRole, comfortable_bytes
+from shell_router.errors import GraftError
 
 DEVICE_ORDER: Mapping[str, str] = MappingProxyType({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
 """CUDA numbers cards by their speed unless it is told to follow the bus, as NVML does."""
@@ -49,8 +50,10 @@ Cost = tuple[int, int, int, int, int]
 """What is best, in the order of the module's text; room is negative."""
 
 
-class PlacementError(Exception):
+class PlacementError(GraftError):
     """The workers cannot be placed; `problems` are lines with JSON paths and numbers."""
+
+    exit_code = 2
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shell_router.errors import GraftError
+
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SPLIT_TYPES = ("qwen3",)
 
 
-class SizeError(Exception):
+class SizeError(GraftError):
     """A config.json does not tell what is needed; the message says what is missing."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)

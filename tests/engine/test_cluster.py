@@ -27,7 +27,7 @@ Starter = Callable[[str], subprocess.Popen[str]]
 
 
 def graft(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "launch", *arguments]
+    return [sys.executable, "-m", "graft", *arguments]
 
 
 def groups(cluster: ClusterState) -> frozenset[int]:

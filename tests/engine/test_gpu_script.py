@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.gpu import command as gpu
+from tests.commands import command
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 @pytest.mark.usefixtures("graft_home")
 def test_the_whole_experiment_on_the_cpu_engine(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert gpu.main(["--size", "tiny", "--device", "cpu", "--quick", "--out", str(out)]) == 0
+    assert command("gpu")(["--size", "tiny", "--device", "cpu", "--quick", "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_bytes())
     assert summary["ok"]
     assert summary["environment"]["versions"]["sglang"]

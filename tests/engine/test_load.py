@@ -11,9 +11,12 @@ import pytest
 
 from experiments.kernel.engine import open_pair
 from experiments.kernel.pair import Pair
-from experiments.load.command import main
 from launch.cluster import Cluster
+from tests.commands import command
 from tests.waiting import wait_until
+
+main = command("bench", "load")
+
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

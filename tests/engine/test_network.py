@@ -120,7 +120,7 @@ def launched(net: Network, document: dict[str, Any], folder: Path) -> Iterator[N
     try:
         # The routers first: they wait for the others.
         for host in reversed(HOSTS):
-            up = (sys.executable, "-m", "launch", "up", str(cfg), "--host", host, "--run-dir", str(folder / host))
+            up = (sys.executable, "-m", "graft", "up", str(cfg), "--host", host, "--run-dir", str(folder / host))
             with (folder / f"{host}.log").open("wb") as log:
                 launchers[host] = subprocess.Popen(
                     net.command(host, *up), stdout=log, stderr=log, env={**os.environ, "UCX_TLS": "tcp,self"}

@@ -35,7 +35,7 @@ def printer(tmp_path: Path) -> str:
 
 
 def test_there_is_one_for_each_process() -> None:
-    assert {script.stem for script in SCRIPTS} == {"prefill", "decode", "router", "shell_router", "up", "down"}
+    assert {script.stem for script in SCRIPTS} == {"prefill", "decode", "router", "shell_router"}
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,3 @@ def test_more_flags_are_passed_on(printer: str) -> None:
     done = bash(str(LAUNCH / "decode.sh"), "--log-level", "debug", PYTHON=printer, DEVICE="cuda", GPUS="2,3")
     assert done.stdout.split()[-4:] == ["--tp-size", "2", "--log-level", "debug"]
     assert bash(str(LAUNCH / "decode.sh"), PYTHON=printer, DEVICE="tpu").returncode == 2
-
-
-def test_up_and_down_are_graft(printer: str) -> None:
-    smollm2 = str(ROOT / "cfgs" / "cluster" / "cpu_smollm2.json")
-    assert bash(str(LAUNCH / "up.sh"), "--detach", PYTHON=printer).stdout.split() == [
-        "-m",
-        "launch",
-        "up",
-        smollm2,
-        "--detach",
-    ]
-    assert bash(str(LAUNCH / "up.sh"), "x.json", PYTHON=printer).stdout.split() == ["-m", "launch", "up", "x.json"]
-    assert bash(str(LAUNCH / "down.sh"), "c", PYTHON=printer).stdout.split() == ["-m", "launch", "down", "c"]

@@ -14,10 +14,10 @@ import pytest
 from experiments.gpu import command as gpu
 from experiments.gpu import setup
 from experiments.gpu.sizes import CONFIGS, SIZES, Size, make_checkpoint, parameters
-from experiments.kernel.command import EXIT_USAGE
 from experiments.kernel.target import Target
 from experiments.overlap import command as overlap
 from experiments.settings.config import ExperimentConfig, load_experiment
+from graft.cli import WRONG
 from launch.config import ClusterConfig, load_cluster
 from launch.gpu.allocation import allocate, checkpoint_size
 from launch.gpu.cards import Card, CardTable
@@ -133,7 +133,7 @@ def test_a_part_that_fails_does_not_keep_the_others_from_running(
 def test_a_wrong_command_line_is_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         gpu.main(arguments)
-    assert ended.value.code == EXIT_USAGE
+    assert ended.value.code == WRONG
     assert told in capsys.readouterr().err
 
 

@@ -16,7 +16,6 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from experiments.kernel.engine import OnTokens, Pool, TokenSource
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.target import TargetError
@@ -24,17 +23,21 @@ from experiments.load.arrivals import Arrival, make_arrivals
 from experiments.load.bench import Bench
 from experiments.load.block import values
 from experiments.load.client import LoadClient
-from experiments.load.command import main
 from experiments.load.config import FillParameters, LoadConfig, Ramp, Setting
 from experiments.load.fill import Fill
 from experiments.load.folder import Begun, Folder
 from experiments.load.generator import OpenLoop, Outcome, Sample
 from experiments.load.report import make_report
 from experiments.load.show import format_report
+from graft.cli import FAILED, INTERRUPTED, WRONG
 from shell_router.client import AsyncClient, ClientError
 from shell_router.errors import EngineError
+from tests.commands import command
 from tests.experiments.fake_router import Ask, FakeRouter, Reply
 from tests.experiments.load.test_numbers import SPLICED, config
+
+main = command("bench", "load")
+
 
 T = TypeVar("T")
 
@@ -462,7 +465,7 @@ def test_an_interrupt_keeps_what_is_finished_and_resume_goes_on(
         return Reply()
 
     with FakeRouter(reply) as router:
-        assert main(arguments(router, tmp_path)) == EXIT_INTERRUPTED
+        assert main(arguments(router, tmp_path)) == INTERRUPTED
         out, err = capsys.readouterr()
         document = json.loads(out.splitlines()[-1])
         assert document["interrupted"] is True
@@ -493,7 +496,7 @@ def test_a_wrong_command_line_is_told(
     more: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with FakeRouter() as router:
-        assert main(arguments(router, tmp_path, *more)) == EXIT_USAGE
+        assert main(arguments(router, tmp_path, *more)) == WRONG
         assert router.asks == []
     assert told in capsys.readouterr().err
 
@@ -503,14 +506,14 @@ def test_results_are_never_overwritten_and_only_ours_are_resumed(
 ) -> None:
     (tmp_path / "t").mkdir()
     with FakeRouter() as router:
-        assert main(arguments(router, tmp_path)) == EXIT_USAGE
-    assert main(["--resume", str(tmp_path / "t")]) == EXIT_USAGE
+        assert main(arguments(router, tmp_path)) == WRONG
+    assert main(["--resume", str(tmp_path / "t")]) == WRONG
     assert "is there already" in capsys.readouterr().err
 
 
 def test_no_router_at_the_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["--url", "http://127.0.0.1:9", "--rate", "1", "--runs-dir", str(tmp_path)])
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert "does not answer" in capsys.readouterr().err
 
 

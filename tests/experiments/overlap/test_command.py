@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.kernel.command import EXIT_USAGE
 from experiments.kernel.pair import Pair
 from experiments.kernel.progress import Progress
 from experiments.kernel.target import TargetError
 from experiments.overlap import command as overlap
 from experiments.overlap import stats
 from experiments.overlap.stats import MODES
+from graft.cli import WRONG
 from tests.experiments.overlap.served import in_thread
 from tests.waiting import wait_until
 
@@ -91,7 +91,7 @@ def test_a_wrong_command_line_is_told_by_option(
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         overlap.main(arguments)
-    assert ended.value.code == EXIT_USAGE
+    assert ended.value.code == WRONG
     assert told in capsys.readouterr().err
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
 from experiments.questions import (
     WITHHELD,
     Question,
@@ -20,10 +19,13 @@ from experiments.questions import (
     shown,
     without_words,
 )
-from experiments.settings import command as run
+from graft.cli import FAILED, WRONG
+from tests.commands import command
 from tests.experiments.fake_router import FakeRouter, Reply
 from tests.experiments.questions.confidential import SECRETS, Hub
 from tests.experiments.records import make_record
+
+main = command("run")
 
 
 def leaks(text: str) -> list[str]:
@@ -95,7 +97,7 @@ def test_questions_and_answers_of_a_run_are_in_no_file_and_no_output(
 ) -> None:
     with FakeRouter() as router:
         argv = [str(cfg(tmp_path)), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"]
-        assert run.main(argv) == 0
+        assert main(argv) == 0
         assert len(router.asks) == 2
         assert all(SECRETS[0] in ask.question for ask in router.asks), "it is asked all the same"
     files = written(tmp_path / "t")
@@ -111,11 +113,11 @@ def test_a_message_that_repeats_a_question_is_withheld(
 ) -> None:
     with FakeRouter(lambda ask: Reply(stream_error=f"cannot answer: {ask.question}")) as router:
         argv = [str(cfg(tmp_path)), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"]
-        assert run.main(argv) == EXIT_FAILED
+        assert main(argv) == FAILED
     out, err = capfd.readouterr()
     assert not leaks(written(tmp_path / "t") + out + err)
 
 
 def test_answers_cannot_be_replayed(confidential_hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run.main([str(cfg(tmp_path, replay_answers=True))]) == EXIT_USAGE
+    assert main([str(cfg(tmp_path, replay_answers=True))]) == WRONG
     assert "$.replay_answers" in capfd.readouterr().err

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.replay.command import main, make_report
+from experiments.replay.command import make_report
 from experiments.replay.redecide import Decision, redecide
 from experiments.replay.settings import SettingsError, describe, parse_settings
 from experiments.replay.source import Recorded, SourceError, fetch, load
 from experiments.replay.verify import replay
-from launch import cli
+from graft import cli
 from launch.cluster import Cluster
 from shell_router.client import AsyncClient, ClientError
 from shell_router.core.early_exit import BallotKind, BypassPolicy, ExitOverride, ExitPolicy, draw
@@ -33,10 +33,14 @@ from shell_router.transport.base import GenerateRequest
 from shell_router.transport.capabilities import Capabilities
 from shell_router.transport.fake import FakeEngine, Gate
 from shell_router.transport.resend import ResendSessions
+from tests.commands import command
 from tests.shell_router.fake_assessor import FakeAssessor
 from tests.shell_router.serving import fake_service, serving_service
 from tests.shell_router.test_run_exits import TextEngine, WordTokenizer
 from tests.shell_router.trees import AGGREGATE, PROPOSE, ByteTokenizer, agent, segments, tree, tree_4_2_1
+
+main = command("replay")
+
 
 QUESTION = (Message("user", "why?"),)
 

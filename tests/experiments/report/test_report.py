@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.kernel.command import EXIT_USAGE
 from experiments.kernel.environment import Environment
 from experiments.load.block import Block, BlockKey
 from experiments.load.folder import Begun
@@ -21,21 +20,24 @@ from experiments.load.folder import Folder as LoadFolder
 from experiments.load.ramp import Knee
 from experiments.load.report import make_report
 from experiments.questions import Origin, QuestionsConfig
-from experiments.report.command import main
 from experiments.report.numbers import checks, outcome_of, slowest_path, timeline_runs, waterfall
 from experiments.settings.aggregate import SettingAggregate
-from experiments.settings.command import main as graft_run
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
 from experiments.settings.summary import RunFolder, Session, Summary, summarize
-from launch.cli import main as graft
+from graft.cli import WRONG
+from graft.cli import main as graft
 from shell_router.core.early_exit import Verdict
 from shell_router.options import RunOptions
 from shell_router.record import CheckRecord, RunRecord
+from tests.commands import command
 from tests.experiments.fake_router import FakeRouter
 from tests.experiments.load.test_numbers import config as load_config
 from tests.experiments.load.test_numbers import sample
 from tests.experiments.records import make_record, make_result
+
+main = command("report")
+graft_run = command("run")
 
 SECRET = "How many?"
 """The text of all questions of `make_result`."""
@@ -499,7 +501,7 @@ def onto_a_file(path: Path) -> list[str]:
     ],
 )
 def test_what_is_wrong_is_told(make: Any, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(make(tmp_path / "run")) == EXIT_USAGE
+    assert main(make(tmp_path / "run")) == WRONG
     captured = capsys.readouterr()
     assert captured.out == ""
     assert told in captured.err

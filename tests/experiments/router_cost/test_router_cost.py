@@ -23,7 +23,11 @@ from launch.state import ClusterState, ProcessId, ProcessState
 from shell_router.client import ClientError
 from shell_router.config import ConfigError
 from shell_router.record import CheckRecord
+from tests.commands import command
 from tests.experiments.records import make_record
+
+main = command("bench", "router")
+
 
 CLUSTERS = Path(__file__).resolve().parents[3] / "cfgs" / "cluster"
 STREAM = StreamCost(
@@ -234,7 +238,7 @@ def test_main(
     monkeypatch.setattr(router_cost, "measure_stream", measure_stream)
     monkeypatch.setattr(router_cost, "measure_stand_in", measure_stand_in)
     monkeypatch.setattr(router_cost, "on_cluster", lambda path: measure_cluster)
-    assert router_cost.main(["--cluster", "cpu_tiny", "--runs-dir", str(tmp_path)]) == code
+    assert main(["--cluster", "cpu_tiny", "--runs-dir", str(tmp_path)]) == code
     out, err = capsys.readouterr()
     if error is not None:
         assert str(error) in err
@@ -252,5 +256,5 @@ def test_main(
 
 def test_no_runs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        router_cost.main(["--exit-runs", "0"])
+        main(["--exit-runs", "0"])
     assert "at least 1" in capsys.readouterr().err

@@ -14,14 +14,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from experiments.settings.command import main
 from experiments.settings.result import RunResult
+from graft.cli import FAILED, INTERRUPTED, WRONG
 from shell_router.app import build_app
 from shell_router.transport.fake import FakeEngine
+from tests.commands import command
 from tests.experiments.fake_router import Ask, FakeRouter, Reply
 from tests.experiments.records import make_record
 from tests.shell_router.serving import fake_service, serving
+
+main = command("run")
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_a_refused_run_is_counted_and_the_others_go_on(graft_run: Any) -> None:
     with FakeRouter(lambda ask: Reply(status=429) if ask.number == 2 else Reply()) as router:
         code, out, _ = graft_run(router)
     report = last_line(out)
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert report["ok"] is False
     assert [failure["reason"] for failure in report["failures"]] == ["HTTP 429: no more room (busy)"]
     assert sum(each["failed"] for each in report["settings"]) == 1
@@ -156,7 +158,7 @@ def test_an_error_in_mid_stream_is_a_failure_with_its_record(graft_run: Any, tmp
     with FakeRouter(lambda ask: Reply(stream_error="decode died") if ask.number == 3 else Reply()) as router:
         code, out, _ = graft_run(router)
     (failure,) = last_line(out)["failures"]
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert failure["reason"] == "the stream failed: decode died (engine)"
     assert failure["run_id"] == "run-3"
     result = json.loads((tmp_path / "t" / "summary.json").read_text())["results"][3]
@@ -167,7 +169,7 @@ def test_an_error_in_mid_stream_is_a_failure_with_its_record(graft_run: Any, tmp
 def test_a_stream_that_is_cut_never_looks_like_an_answer(graft_run: Any) -> None:
     with FakeRouter(lambda ask: Reply(cut=ask.number == 3)) as router:
         code, out, _ = graft_run(router)
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert last_line(out)["failures"][0]["reason"] == "the stream ended without [DONE]"
 
 
@@ -177,7 +179,7 @@ def test_a_run_in_the_other_mode_is_a_failure(graft_run: Any) -> None:
 
     with FakeRouter(reply) as router:
         code, out, _ = graft_run(router)
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert {failure["reason"] for failure in last_line(out)["failures"]} == {
         "the run was tree_3_1 blocking, not tree_3_1 spliced"
     }
@@ -187,7 +189,7 @@ def test_no_run_is_made_on_caches_that_do_not_flush(graft_run: Any) -> None:
     with FakeRouter() as router:
         router.flush_status = 400
         code, out, _ = graft_run(router)
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert router.asks == []
     assert "the caches could not be flushed" in last_line(out)["failures"][0]["reason"]
 
@@ -202,7 +204,7 @@ def test_an_interrupt_keeps_what_is_finished(graft_run: Any, tmp_path: Path, num
     with FakeRouter(reply) as router:
         code, out, err = graft_run(router)
     report = last_line(out)
-    assert code == EXIT_INTERRUPTED
+    assert code == INTERRUPTED
     assert report["interrupted"] is True
     assert report["comparisons"][0]["pairs"] == 1
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
@@ -217,7 +219,7 @@ def test_an_interrupt_keeps_what_is_finished(graft_run: Any, tmp_path: Path, num
 def test_a_tree_that_is_not_served_stops_before_the_first_run(graft_run: Any) -> None:
     with FakeRouter(trees=("chain_2",)) as router:
         code, _, err = graft_run(router)
-    assert code == EXIT_USAGE
+    assert code == WRONG
     assert "tree 'tree_3_1' is not served; there are: chain_2 - at `$.settings[0].tree`" in err
     assert router.asks == []
 
@@ -226,19 +228,19 @@ def test_results_are_never_overwritten(graft_run: Any, tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     with FakeRouter() as router:
         code, _, err = graft_run(router)
-    assert code == EXIT_USAGE
+    assert code == WRONG
     assert "is there already" in err
 
 
 def test_no_router_at_the_url(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main([str(config), "--url", "http://127.0.0.1:1", "--runs-dir", str(tmp_path)])
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert "the shell router does not answer" in capsys.readouterr().err
 
 
 def test_the_cluster_file_must_be_there(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main([str(config), "--runs-dir", str(tmp_path / "runs")])
-    assert code == EXIT_USAGE
+    assert code == WRONG
     assert "`$.cluster`" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -246,7 +248,7 @@ def test_the_cluster_file_must_be_there(config: Path, tmp_path: Path, capsys: py
 def test_a_worker_url_alone_is_refused(config: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([str(config), "--worker-url", "http://127.0.0.1:1"])
-    assert stopped.value.code == EXIT_USAGE
+    assert stopped.value.code == WRONG
 
 
 def test_a_run_over_its_time_fails(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +264,7 @@ def test_a_run_over_its_time_fails(config: Path, tmp_path: Path, capsys: pytest.
     with FakeRouter(lambda ask: Reply(before_end=hold if ask.number == 0 else None)) as router:
         code = main([str(config), "--url", router.url, "--runs-dir", str(tmp_path), "--name", "t"])
     report = last_line(capsys.readouterr().out)
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert report["failures"][0]["reason"].startswith("no end within 0.2 s")
     assert report["comparisons"] == []
     # The only setting's other run is shown.
@@ -291,7 +293,7 @@ def test_resuming_makes_the_missing_runs(graft_run: Any, config: Path, tmp_path:
     folder = tmp_path / "t"
     change(config, replay_answers=True)
     with FakeRouter(interrupted_at(4)) as router:
-        assert graft_run(router)[0] == EXIT_INTERRUPTED
+        assert graft_run(router)[0] == INTERRUPTED
         kept = json.loads((folder / "summary.json").read_text())
         # As if the machine had gone down while a run was written.
         with (folder / "runs.jsonl").open("ab") as handle:
@@ -319,7 +321,7 @@ def test_resuming_makes_the_missing_runs(graft_run: Any, config: Path, tmp_path:
 def test_what_failed_is_not_made_again(graft_run: Any, config: Path, tmp_path: Path) -> None:
     with FakeRouter(lambda ask: Reply(status=429) if ask.number == 2 else interrupted_at(4)(ask)) as router:
         graft_run(router)
-        assert resume(config, router, tmp_path / "t") == EXIT_FAILED
+        assert resume(config, router, tmp_path / "t") == FAILED
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
     assert [failure["reason"] for failure in summary["failures"]] == ["HTTP 429: no more room (busy)"]
     assert len(summary["results"]) == 6
@@ -330,14 +332,14 @@ def test_another_experiment_is_not_resumed(graft_run: Any, config: Path, tmp_pat
         graft_run(router)
         before = config.read_text()
         change(config, seed=1, repeats=2)
-        assert resume(config, router, tmp_path / "t") == EXIT_USAGE
+        assert resume(config, router, tmp_path / "t") == WRONG
         assert "it differs at `$.seed`, `$.repeats`" in capsys.readouterr().err
         config.write_text(before)
-        assert resume(config, router, tmp_path) == EXIT_USAGE
+        assert resume(config, router, tmp_path) == WRONG
         assert "holds no experiment that can be resumed" in capsys.readouterr().err
         runs = tmp_path / "t" / "runs.jsonl"
         runs.write_bytes(runs.read_bytes().replace(b"Melanie", b"Melania"))
-        assert resume(config, router, tmp_path / "t") == EXIT_USAGE
+        assert resume(config, router, tmp_path / "t") == WRONG
         assert "is not of this plan" in capsys.readouterr().err
         with pytest.raises(SystemExit):
             resume(config, router, tmp_path / "t", "--name", "u")
@@ -394,7 +396,7 @@ def test_without_its_recording_a_run_is_a_failure(graft_run: Any, config: Path) 
     with FakeRouter(reply) as router:
         code, out, _ = graft_run(router)
     report = last_line(out)
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert len(router.asks) == 6, "its two runs are not asked for"
     question = report["failures"][0]["name"].partition("/")[0]
     recording = f"{question}/0/recording/tree_3_1"
@@ -417,7 +419,7 @@ def test_a_run_that_gives_other_answers_than_the_recorded_ones_is_a_failure(graf
 
     with FakeRouter(reply) as router:
         code, out, _ = graft_run(router)
-    assert code == EXIT_FAILED
+    assert code == FAILED
     assert [failure["reason"] for failure in last_line(out)["failures"]] == ["p1 did not give the recorded answer"]
 
 

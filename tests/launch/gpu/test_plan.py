@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import checkpoint, cli, preflight, state
+from graft import cli
+from graft.cli import plan
+from launch import checkpoint, preflight, state
 from launch.gpu import allocation, cards
 from launch.gpu.cards import load_cards
 from tests.launch.gpu.recorded import HERE, MODELS
@@ -128,9 +130,7 @@ def test_a_model_that_is_not_here_says_how_to_get_it(capsys: pytest.CaptureFixtu
 def test_cards_can_be_taken_to_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import launch.plan
-
-    monkeypatch.setattr(launch.plan, "read_cards", lambda: recorded("2x80gb_taken"))
+    monkeypatch.setattr(plan, "read_cards", lambda: recorded("2x80gb_taken"))
     assert cli.main(["cards"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "0: NVIDIA H100 80GB HBM3, 85.0 of 85.5 GB free, NUMA node 0",
@@ -142,18 +142,16 @@ def test_cards_can_be_taken_to_another_machine(
     copy = tmp_path / "cards.json"
     copy.write_text(capsys.readouterr().out)
     assert load_cards(copy) == recorded("2x80gb_taken")
-    monkeypatch.setattr(launch.plan, "read_cards", lambda: recorded("none"))
+    monkeypatch.setattr(plan, "read_cards", lambda: recorded("none"))
     assert cli.main(["cards"]) == 0
     assert capsys.readouterr().out == "no GPU: the NVIDIA driver shows none\n"
 
 
 def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import launch.plan
-
     def lost() -> cards.CardTable:
         raise cards.CardsError("the NVIDIA driver does not answer: GPU is lost")
 
-    monkeypatch.setattr(launch.plan, "read_cards", lost)
+    monkeypatch.setattr(plan, "read_cards", lost)
     assert cli.main(["cards"]) == 1
     assert capsys.readouterr().err == "graft: the NVIDIA driver does not answer: GPU is lost\n"
 

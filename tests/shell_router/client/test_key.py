@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from experiments.kernel.command import EXIT_FAILED, EXIT_USAGE
-from experiments.settings.command import main
+from graft.cli import FAILED, WRONG
 from shell_router.app import build_app
 from shell_router.auth import Guard
 from shell_router.client import AsyncClient, ClientError
 from shell_router.client.key import KEY_VARIABLE
 from shell_router.transport.fake import FakeEngine
+from tests.commands import command
 from tests.shell_router.serving import fake_service, serving
+
+main = command("run")
+
 
 KEY = "graft-key-ünïcode"
 
@@ -63,16 +66,16 @@ async def test_graft_run_takes_it_from_the_environment(
         json.dumps({"name": "small", "cluster": "none.json", "settings": settings, "questions": questions})
     )
     async with serving(guarded()) as router, serving(worker) as stock:
-        for name, key, code in (("none", None, EXIT_FAILED), ("odd", "a\nb", EXIT_USAGE), ("right", KEY, 0)):
+        for name, key, code in (("none", None, FAILED), ("odd", "a\nb", WRONG), ("right", KEY, 0)):
             monkeypatch.delenv(KEY_VARIABLE, raising=False)
             if key is not None:
                 monkeypatch.setenv(KEY_VARIABLE, key)
-            command = [str(config), "--url", router.url, "--worker-url", stock.url]
-            command += ["--runs-dir", str(tmp_path), "--name", name]
-            assert await asyncio.to_thread(main, command) == code, capsys.readouterr().err
+            arguments = [str(config), "--url", router.url, "--worker-url", stock.url]
+            arguments += ["--runs-dir", str(tmp_path), "--name", name]
+            assert await asyncio.to_thread(main, arguments) == code, capsys.readouterr().err
     captured = capsys.readouterr()
     assert "wants an API key" in captured.err
-    assert f"graft run: the environment variable {KEY_VARIABLE} holds characters" in captured.err
+    assert f"graft: the environment variable {KEY_VARIABLE} holds characters" in captured.err
     assert workers_heard
     assert set(workers_heard) == {None}, "workers are not told"
     kept = "".join(file.read_text(errors="replace") for file in (tmp_path / "right").rglob("*") if file.is_file())

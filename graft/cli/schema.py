@@ -1,13 +1,15 @@
-"""JSON Schema of every configuration file, generated from the types, for editors and for people."""
+"""`graft schema`: JSON Schema of every configuration file, generated from the types, for editors and for people."""
 
 from __future__ import annotations
 
-import pkgutil
+import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from experiments.settings.config import ExperimentConfig
 from launch import shipped
 from launch.config import ClusterConfig
 from shell_router.config import RouterConfig
@@ -16,14 +18,28 @@ from shell_router.core.tree import TreeConfig
 DIRECTORY = shipped.folder("schema")
 
 
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="graft schema", description="Write the JSON Schemas in cfgs/schema from the types."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of step")
+    if not parser.parse_args(argv).check:
+        write()
+        return 0
+    late = outdated()
+    if late:
+        print(f"graft: {', '.join(late)} out of step with the types; run `graft schema`", file=sys.stderr)
+        return 1
+    return 0
+
+
 def kinds() -> Mapping[str, type[msgspec.Struct]]:
     """The type of each kind of configuration file."""
     return {
         "cluster": ClusterConfig,
         "tree": TreeConfig,
         "router": RouterConfig,
-        # By name: experiments build on launch, and an import here would close the circle.
-        "experiment": pkgutil.resolve_name("experiments.settings.config:ExperimentConfig"),
+        "experiment": ExperimentConfig,
     }
 
 

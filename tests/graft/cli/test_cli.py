@@ -1,4 +1,4 @@
-"""`graft`: exit codes, and messages that a person can act on."""
+"""`graft`: its commands, exit codes, and messages that a person can act on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import ClassVar, Self
 
 import jsonschema
 import pytest
 
-from launch import ask, cli, schema, state
-from launch.ask import AskError
+from graft import cli
+from graft.cli import ask, schema
+from launch import state
 from launch.state import ClusterState, ProcessId, ProcessState
 from shell_router.app import build_app
 from shell_router.auth import Guard
+from shell_router.client import Answer, Told, Usage
 from shell_router.client.key import KEY_VARIABLE
+from shell_router.core.early_exit import ExitOverride
+from shell_router.options import RunOptions
 from tests.shell_router.serving import serving
 from tests.shell_router.test_openai_schema import CASES, Case
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -148,44 +154,57 @@ def test_ask_wants_a_cluster_that_is_ready(capsys: pytest.CaptureFixture[str]) -
 
 def test_ask_of_a_router_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", "--url", "http://127.0.0.1:9", "--tree", "t", "why?"]) == 1
-    assert "Connection refused" in capsys.readouterr().err
+    assert "the connection failed" in capsys.readouterr().err
 
 
-class FakeAnswer:
-    """An answer in two pieces, and what is told of it."""
+class FakeClient:
+    """Stands for `shell_router.client.Client`: an answer in two pieces, and what is told of it."""
 
-    def __init__(self, told: ask.Told | None = None) -> None:
-        self.told = told
+    asked: ClassVar[list[tuple[str, str, str, RunOptions]]] = []
+    told: ClassVar[Told] = Told(answered_by="root")
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def __iter__(self) -> Iterator[str]:
         return iter(("for", "ty-two"))
 
+    def trees(self) -> tuple[str, ...]:
+        return "t", "u"
 
-def test_ask_prints_the_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[tuple[object, ...]] = []
+    def stream(self, question: str, *, tree: str, options: RunOptions) -> FakeClient:
+        self.asked.append((self.url, tree, question, options))
+        return self
 
-    def answer(*arguments: object) -> FakeAnswer:
-        asked.append(arguments)
-        return FakeAnswer(ask.Told(answered_by="root"))
+    @property
+    def answer(self) -> Answer:
+        usage = Usage(prompt_tokens=1, completion_tokens=1)
+        return Answer(run_id="r", text="", opened_s=0.0, ttft_s=None, latency_s=0.0, usage=usage, told=self.told)
 
-    monkeypatch.setattr(ask, "trees", lambda url, key: ("t", "u"))
-    monkeypatch.setattr(ask, "ask", answer)
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
+    monkeypatch.setattr(ask, "Client", FakeClient)
+    monkeypatch.setattr(FakeClient, "asked", [])
+    return FakeClient
+
+
+def test_ask_prints_the_answer(client: type[FakeClient], capsys: pytest.CaptureFixture[str]) -> None:
     running()
     assert cli.main(["ask", "why?"]) == 0
     assert cli.main(["ask", "--cluster", "c", "--tree", "u", "--mode", "blocking", "why?"]) == 0
-    monkeypatch.setenv(KEY_VARIABLE, "k\n")
     assert cli.main(["ask", "--early-exit", "vote", "--deadline", "1.5", "why?"]) == 0
-    assert asked == [
-        ("http://127.0.0.1:1", "t", "why?", {"mode": "spliced"}, None),
-        ("http://127.0.0.1:1", "u", "why?", {"mode": "blocking"}, None),
-        (
-            "http://127.0.0.1:1",
-            "t",
-            "why?",
-            {"mode": "spliced", "early_exit": {"mode": "vote"}, "deadline_s": 1.5},
-            "k",
-        ),
+    url = "http://127.0.0.1:1"
+    assert client.asked == [
+        (url, "t", "why?", RunOptions(mode="spliced")),
+        (url, "u", "why?", RunOptions(mode="blocking")),
+        (url, "t", "why?", RunOptions(mode="spliced", early_exit=ExitOverride(mode="vote"), deadline_s=1.5)),
     ]
     captured = capsys.readouterr()
     assert captured.out == "forty-two\n" * 3
@@ -195,25 +214,28 @@ def test_ask_prints_the_answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        (None, None),
-        (ask.Told(answered_by="root"), None),
-        (ask.Told(answered_by="p1", stand_in=True), "p1 answered in place of the root"),
+        (Told(answered_by="root"), None),
+        (Told(answered_by="p1", stand_in=True), "p1 answered in place of the root"),
         (
-            ask.Told(degraded=True, missing={"a": ("p1", "p2"), "r": ("a",)}),
+            Told(degraded=True, missing={"a": ("p1", "p2"), "r": ("a",)}),
             "degraded: no answer of p1, p2 for a; of a for r",
         ),
-        (ask.Told(degraded=True), "degraded"),
-        (ask.Told(early_exits=1, tokens_saved=9), "exited early once, which saved up to 9 tokens"),
+        (Told(degraded=True), "degraded"),
+        (Told(early_exits=1, tokens_saved=9), "exited early once, which saved up to 9 tokens"),
         (
-            ask.Told(answered_by="p1", stand_in=True, degraded=True, early_exits=2, tokens_saved=9),
+            Told(answered_by="p1", stand_in=True, degraded=True, early_exits=2, tokens_saved=9),
             "p1 answered in place of the root; degraded; exited early 2 times, which saved up to 9 tokens",
         ),
     ],
 )
 def test_ask_remarks_on_a_run_that_was_not_as_usual(
-    told: ask.Told | None, line: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    told: Told,
+    line: str | None,
+    client: type[FakeClient],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ask, "ask", lambda *_: FakeAnswer(told))
+    monkeypatch.setattr(client, "told", told)
     assert cli.main(["ask", "--url", "http://127.0.0.1:1", "--tree", "t", "why?"]) == 0
     assert capsys.readouterr() == ("forty-two\n", "" if line is None else f"graft: {line}\n")
 
@@ -280,36 +302,6 @@ async def test_options_reach_the_router(monkeypatch: pytest.MonkeyPatch, capsys:
         assert service.runs()[0].record().failures.deadline_s == 9
 
 
-def event(content: str | None) -> bytes:
-    return b"data: " + json.dumps({"choices": [{"delta": {"content": content}}]}).encode() + b"\n"
-
-
-def test_a_stream_is_read_to_its_end() -> None:
-    account = b'data: {"choices": [], "graft": {"run": "run-1", "answered_by": "p1", "stand_in": true}}\n'
-    lines = [event(None), b"\n", event("for"), b": ping\n", event("ty"), account, b"data: [DONE]\n"]
-    answer = ask.Answer(lines)
-    assert list(answer) == ["for", "ty"]
-    assert answer.told == ask.Told(answered_by="p1", stand_in=True)
-    older = ask.Answer([event("x"), b"data: [DONE]\n"])
-    assert list(older) == ["x"]
-    assert older.told is None, "a router may tell nothing"
-
-
-@pytest.mark.parametrize(
-    ("end", "message"),
-    [
-        ([], "broke off"),
-        ([b'data: {"error": {"message": "agent x failed"}}\n'], "agent x failed"),
-        ([b"data: nonsense\n"], "cannot be read"),
-    ],
-)
-def test_a_broken_stream_is_no_answer(end: list[bytes], message: str) -> None:
-    pieces = iter(ask.Answer([event("for"), *end]))
-    assert next(pieces) == "for"
-    with pytest.raises(AskError, match=message):
-        next(pieces)
-
-
 def test_run_is_handed_over_unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
@@ -317,7 +309,7 @@ def test_run_is_handed_over_unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(argv)
         return 7
 
-    monkeypatch.setitem(sys.modules, "experiments.settings.command", SimpleNamespace(main=run_main))
+    monkeypatch.setattr("experiments.settings.command.main", run_main)
     assert cli.main(["run", "cfg.json", "--whatever", "--help"]) == 7
     assert seen == [["cfg.json", "--whatever", "--help"]]
 
@@ -383,3 +375,57 @@ def test_a_part_is_named_by_its_cluster_where_it_is_the_only_one(capsys: pytest.
     assert cli.main(["status", "c"]) == 2
     assert "no cluster c; there are c@left, c@right" in capsys.readouterr().err
     assert cli.main(["status", "c@right"]) == 0
+
+
+@pytest.mark.parametrize("names", [(name,) for name in cli.COMMANDS] + [("bench", name) for name in cli.BENCHMARKS])
+def test_every_command_has_help(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*names, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: graft {' '.join(names)} ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "fly"]])
+def test_a_command_that_is_not_named_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    heavy = {"aiohttp", "asyncio", "msgspec", "numpy", "scipy", "matplotlib", "torch", "tqdm", "transformers"}
+    for arguments in (["--help"], ["--version"]):
+        code = f"import sys\nfrom graft.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+        code += f"print(sorted({heavy} & sys.modules.keys()))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.splitlines()[-1] == "[]"
+        assert "graft" in done.stdout
+
+
+def test_termination_unwinds_like_an_interrupt_and_signals_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+    def terminated(_: list[str]) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        raise AssertionError("it went on")
+
+    monkeypatch.setitem(cli.COMMANDS, "status", cli.Command("", terminated))
+    assert cli.main(["status"]) == 130
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_what_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "experiments.report", None)
+    assert cli.main(["report", "x"]) == 2
+    assert "needs experiments.report: pip install 'graft-moa[experiments]'" in capsys.readouterr().err
+
+
+def test_a_shipped_cluster_goes_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "cpu_tiny"]) == 0
+    assert cli.main(["check", "cpu_huge"]) == 2
+    captured = capsys.readouterr()
+    assert "cluster cpu_tiny can start here" in captured.out
+    assert "neither a file nor a configuration that ships with Graft: cpu_hetero, " in captured.err
