@@ -6,6 +6,7 @@ import ast
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +62,22 @@ def test_a_worker_with_another_sglang_ends_and_says_all_that_it_lacks(monkeypatc
     ]
 
 
+def test_a_scheduler_that_lacks_something_ends_before_its_first_request() -> None:
+    """Which classes a scheduler's parts have, flags decide: only the live ones tell."""
+    from sglang.srt.disaggregation.utils import DisaggregationMode
+
+    tree = SimpleNamespace(unlock=lambda lock: None)
+    scheduler: Any = SimpleNamespace(disaggregation_mode=DisaggregationMode.PREFILL, tree_cache=tree, waiting_queue=[])
+    with pytest.raises(SystemExit) as ended:
+        compat.as_prefill(scheduler)
+    said = str(ended.value)
+    assert "PrefillScheduler.disagg_prefill_bootstrap_queue is missing" in said
+    assert "PrefillScheduler.tree_cache.lock is missing (on a SimpleNamespace)" in said
+    assert "tree_cache.unlock" not in said
+    assert "waiting_queue" not in said
+    assert "disagg_decode" not in said
+
+
 def _takes_nothing(result: None, scheduler: object) -> None: ...
 def _renames(result: None, scheduler: object, requests: object) -> None: ...
 def _fits(result: None, scheduler: object, recv_reqs: object) -> None: ...
@@ -98,6 +115,9 @@ def test_the_engine_cannot_use_what_is_not_described() -> None:
     (without_any,) = (override["module"] for override in overrides if override.get("disallow_any_expr"))
     modules = {file.stem for file in (EXTENSION / "engine").glob("*.py")} - SPEAKS_OF_SESSIONS_ONLY
     assert {f"sglang_ext.engine.{module}" for module in modules} == set(without_any)
+    for module in modules:
+        text = (EXTENSION / "engine" / f"{module}.py").read_text()
+        assert not [way for way in ("type: ignore", "getattr(", "setattr(", "cast(", "vars(") if way in text]
 
 
 def test_private_parts_of_others_are_touched_in_compat_alone() -> None:
