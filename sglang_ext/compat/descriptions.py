@@ -33,25 +33,29 @@ class Description:
     path: str
     ours: Any
     only: str | None = None
-    """The one supported version of SGLang that is used so."""
+    """The one version of SGLang that is used so."""
+    but: str | None = None
+    """The one version of SGLang that is not used so."""
     if_imported: bool = False
     """Nothing is looked for in a process that has not imported it: its import does things there."""
 
     def applies(self) -> bool:
-        return self.only in (None, sglang_version()) and (
-            not self.if_imported or self.path.rpartition(".")[0] in sys.modules
-        )
+        if self.if_imported and self.path.rpartition(".")[0] not in sys.modules:
+            return False
+        return self.only in (None, sglang_version()) and self.but != sglang_version()
 
 
 DESCRIPTIONS: list[Description] = []
 _PROTOCOLS: set[Any] = set()
 
 
-def describes(*paths: str, only: str | None = None, if_imported: bool = False) -> Callable[[T], T]:
+def describes(
+    *paths: str, only: str | None = None, but: str | None = None, if_imported: bool = False
+) -> Callable[[T], T]:
     """The Protocol under it has what we use of the instances of the classes at `paths`."""
 
     def register(ours: T) -> T:
-        DESCRIPTIONS.extend(Description(path, ours, only, if_imported) for path in paths)
+        DESCRIPTIONS.extend(Description(path, ours, only, but, if_imported) for path in paths)
         _PROTOCOLS.add(ours)
         return ours
 
@@ -111,11 +115,12 @@ def table() -> str:
             # A function or a constructor, in the row of its module.
             path, _, name = path.rpartition(".")
             names = [f"{name}()"]
-        found = rows.setdefault((path, description.only or "all"), [])
+        versions = description.only or (f"all but {description.but}" if description.but else "all")
+        found = rows.setdefault((path, versions), [])
         found += [name for name in names if name not in found]
     return "".join(
-        f"| `{path}` | {', '.join(f'`{name}`' for name in sorted(names))} | {version} |\n"
-        for (path, version), names in sorted(rows.items())
+        f"| `{path}` | {', '.join(f'`{name}`' for name in sorted(names))} | {versions} |\n"
+        for (path, versions), names in sorted(rows.items())
     )
 
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_SGLANG = ("0.5.23",)
+SUPPORTED_SGLANG = ("0.5.22", "0.5.23")
 
 
 class IncompatibleEngine(Exception):

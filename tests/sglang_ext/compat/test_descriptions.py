@@ -112,14 +112,18 @@ def test_imported_puts_the_real_one_in_place_and_keeps_a_stub_else() -> None:
     assert other.startswith("nowhere.at_all is missing")
 
 
-def test_a_version_of_its_own_is_looked_for_in_that_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    @describes(ENGINE, only="9.9")
+def test_what_versions_differ_in_is_looked_for_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    @describes(ENGINE, only="1.1")
+    class Old(Protocol):
+        gone: int
+
+    @describes(ENGINE, but="1.1")
     class New(Protocol):
         to_come: int
 
-    assert missing() == []
-    monkeypatch.setattr(descriptions, "sglang_version", lambda: "9.9")
-    assert missing() == [f"{ENGINE}.to_come is missing"]
+    for version, name in (("1.1", "gone"), ("1.2", "to_come"), ("1.3", "to_come")):
+        monkeypatch.setattr(descriptions, "sglang_version", lambda version=version: version)
+        assert missing() == [f"{ENGINE}.{name} is missing"]
 
 
 def test_what_this_process_must_not_import_is_looked_for_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
