@@ -36,16 +36,28 @@ def test_a_hook_without_its_target_ends_the_process(monkeypatch: pytest.MonkeyPa
         plugin.load()
 
 
-def test_a_failing_plugin_stops_sglang_itself() -> None:
-    """SGLang's loader swallows exceptions; ours must get through it."""
+@pytest.mark.parametrize(
+    ("lack", "told"),
+    [
+        (
+            "from sglang_ext.compat import versions; versions.SUPPORTED_SGLANG = ()",
+            "is installed; this extension supports",
+        ),
+        ("sys.modules['sglang.srt.disaggregation.nixl.conn'] = None", "nixl.conn.NixlKVSender is missing"),
+    ],
+    ids=["version", "module"],
+)
+def test_a_failing_plugin_stops_sglang_itself(lack: str, told: str) -> None:
+    """SGLang's loader swallows exceptions, those of importing us too; ours must get through it."""
     code = (
-        "from sglang_ext.cpu import fallbacks; fallbacks.install()\n"
-        "from sglang_ext.compat import versions; versions.SUPPORTED_SGLANG = ()\n"
+        "import sys; from sglang_ext.cpu import fallbacks; fallbacks.install()\n"
+        f"{lack}\n"
         "from sglang.srt.plugins import load_plugins; load_plugins(); print('served without the extension')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "graft: the SGLang extension cannot run here" in done.stderr
+    assert told in done.stderr
     assert "served without" not in done.stdout
 
 
