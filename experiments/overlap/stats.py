@@ -117,7 +117,7 @@ def ratios(samples: Sequence[Sample], name: str, above: tuple[str, Mode], below:
     for case, mode, repetition, run in sorted(values):
         top, bottom = values[case, mode, repetition, run], values.get((*below, repetition, run))
         # Where there is nothing on either side there is no ratio.
-        if (case, mode) == above and top and bottom:
+        if (case, mode) == above and top and bottom and top / bottom > 0:
             pairs.setdefault(repetition, []).append(top / bottom)
     return [math.exp(math.fsum(map(math.log, each)) / len(each)) for _, each in sorted(pairs.items())]
 

@@ -65,3 +65,28 @@ def test_a_chain(tiny_cluster: Cluster, tmp_path: Path) -> None:
     summary = measure(tiny_cluster, tmp_path, "chain", *arguments)
     assert summary["failures"] == {"chain": {"incremental": 0}}
     assert summary["repetitions"]["chain"]["incremental"]["hidden_prefill_s"][0] > 0
+
+
+def test_a_prompt_in_pieces_beside_requests_that_decode(tiny_cluster: Cluster, tmp_path: Path) -> None:
+    summary = measure(
+        *(tiny_cluster, tmp_path, "ttft", "--loads", "idle", "busy_decode", "--prompt", "256", "--chunk", "64"),
+        *("--busy-requests", "2", "--busy-tokens", "2000"),
+    )
+    goals = {goal["name"]: goal["met"] for goal in summary["goals"]}
+    for load in ("idle", "busy_decode"):
+        # Times are no matter of a test.
+        assert goals[f"{load}: recomputed tokens"]
+        assert goals[f"{load}: bytes after the commit"]
+        hidden = {mode: summary["repetitions"][load][mode]["hidden_prefill_fraction"] for mode in MODES}
+        assert hidden == {"blocking": [0.0], "resend": [224 / 256], "incremental": [224 / 256]}
+
+
+def test_ordinary_requests_beside_sessions(tiny_cluster: Cluster, tmp_path: Path) -> None:
+    summary = measure(
+        *(tiny_cluster, tmp_path, "traffic", "--requests", "4", "--session-tokens", "256", "--fill", "0.05"),
+    )
+    without, full = summary["without_sessions"], summary["with_sessions"]
+    assert (without["failed"], full["failed"], full["errors"]) == (0, 0, [])
+    assert full["sessions"]["min"] > 0
+    assert full["held_before"]["min"] == 256 * full["sessions"]["min"]
+    assert without["held_before"]["max"] == 0
