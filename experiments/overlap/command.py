@@ -240,8 +240,7 @@ PARTS: dict[str, Callable[[Setup], Outcome]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Measure one part; answers the exit code. Raises `GraftError` for what ends it."""
-    arguments = parse(argv)
-    return measure(arguments)
+    return measure(parse(argv))
 
 
 def measure(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,8 @@ from experiments.kernel.target import TargetError
 from experiments.overlap import command as overlap
 from experiments.overlap import stats
 from experiments.overlap.stats import MODES
-from graft.cli import WRONG
+from graft.cli import INTERRUPTED, WRONG
+from graft.cli import main as graft
 from tests.experiments.overlap.served import in_thread
 from tests.waiting import wait_until
 
@@ -118,8 +119,7 @@ def test_an_interrupt_keeps_what_has_ended(
 
     monkeypatch.setattr(Progress, "end", end)
     with in_thread(pace_s=0.01) as fake:
-        with pytest.raises(KeyboardInterrupt):
-            overlap.main(command(fake.pair, tmp_path, "chain"))
+        assert graft(["bench", "overlap", *command(fake.pair, tmp_path, "chain")]) == INTERRUPTED
         wait_until(lambda: fake.open_sessions == 0)
     (samples,) = tmp_path.glob("*/samples.jsonl")
     assert len(samples.read_text().splitlines()) == len(told) == 2
