@@ -14,5 +14,5 @@ setup(
         *(f"launch.{package}" for package in find_namespace_packages(include=["cfgs", "cfgs.*"])),
     ],
     package_dir={"launch.cfgs": "cfgs"},
-    package_data={"": ["*.json"], "experiments.questions": ["data/*"], "launch": ["*.sh"]},
+    package_data={"": ["*.json"], "experiments.questions": ["data/*"]},
 )

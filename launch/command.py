@@ -14,17 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 import msgspec
 
-from launch.config import LOCALHOST, ClusterConfig, DecodeConfig, ModelConfig, PrefillConfig
-from launch.gpu.demand import EMBEDDING
+from launch import names
+from launch.config import LOCALHOST, ClusterConfig, ConfiguredWorker, DecodeConfig, ModelConfig, PrefillConfig
 from launch.gpu.place import DEVICE_ORDER, Placement
+from launch.names import EMBEDDING, SHELL_ROUTER, Role
 from shell_router.config import ModelConfig as RoutedModel
 from shell_router.config import PairConfig, RouterConfig
-
-Role = Literal["prefill", "decode", "regular"]
 
 _ALL_ADDRESSES = "0.0.0.0"
 """What a server may listen on and nobody can connect to."""
@@ -104,7 +102,8 @@ def plan(
     `paths` has what each of `config.paths()` is resolved to, or, on one of several machines, each that the processes
     there need: commands for other machines are not run. `choose_port` is called for each port that the configuration
     leaves open; the shell router will be told to read `router_config_path`. `placements` has, by its name, the GPUs of
-    each process that runs on some; a worker that is not in it gets what its own configuration says.
+    each process that runs on some; without one, each worker gets what its own configuration says. Raises `ValueError`
+    when some of a machine's workers have one and others do not, or one is of no worker.
     """
     models = tuple(
         _model_plan(config, model, paths.get(model.path, model.path), choose_port, placements)
@@ -112,6 +111,7 @@ def plan(
         if model.openai is None
     )
     planned = {model.name: model for model in models}
+    _check_placements(config, placements)
     asked = config.shell_router
     port = asked.port or choose_port()
     embedding, embedding_place = asked.embedding, placements.get(EMBEDDING)
@@ -135,13 +135,26 @@ def plan(
     shell_router = Service(
         url=f"http://{config.address(asked.host) if listen == _ALL_ADDRESSES else listen}:{port}",
         command=Command(
-            name="shell-router",
+            name=SHELL_ROUTER,
             argv=(sys.executable, "-m", "shell_router", "--config", str(router_config_path)),
             env={} if embedding_place is None else _seen_up_to(embedding_place.cards[0]),
         ),
         host=asked.host,
     )
     return Plan(models=models, shell_router=shell_router, router_config=router_config)
+
+
+def _check_placements(config: ClusterConfig, placements: Mapping[str, Placement]) -> None:
+    """Raise `ValueError` when placements and workers do not meet: a worker without one sees all GPUs of its machine."""
+    workers = {worker.name: worker for worker in config.workers() if worker.model.device == "cuda"}
+    astray = placements.keys() - workers.keys() - {EMBEDDING}
+    # One machine's workers are planned together, those of others by their own launchers.
+    planned = {worker.config.host for name, worker in workers.items() if name in placements}
+    missed = {name for name, worker in workers.items() if worker.config.host in planned} - placements.keys()
+    if astray:
+        raise ValueError(f"GPUs were chosen for what is no worker: {', '.join(sorted(astray))}")
+    if missed:
+        raise ValueError(f"no GPU was chosen for {', '.join(sorted(missed))}")
 
 
 def _seen_up_to(card: int) -> Mapping[str, str]:
@@ -181,33 +194,24 @@ def _model_plan(
     choose_port: Callable[[], int],
     placements: Mapping[str, Placement],
 ) -> ModelPlan:
-    roles: tuple[tuple[Role, tuple[DecodeConfig, ...]], ...] = (
-        ("prefill", model.prefill),
-        ("decode", model.decode),
-        ("regular", model.regular),
-    )
     workers = tuple(
-        _worker(model, path, role, i, one, config.address(one.host), choose_port, placements)
-        for role, configs in roles
-        for i, one in enumerate(configs)
+        _worker(one, path, config.address(one.config.host), choose_port, placements.get(one.name))
+        for one in config.workers()
+        if one.model is model
     )
     router = _sglang_router(model, config.address(model.router.host), workers, choose_port)
     return ModelPlan(name=model.name, workers=workers, router=router)
 
 
 def _worker(
-    model: ModelConfig,
+    one: ConfiguredWorker,
     path: str,
-    role: Role,
-    index: int,
-    config: DecodeConfig,
     address: str,
     choose_port: Callable[[], int],
-    placements: Mapping[str, Placement],
+    placement: Placement | None,
 ) -> Worker:
+    _, name, role, model, config = one
     assert model.device is not None
-    name = f"{model.name}-{role}-{index}"
-    placement = placements.get(name)
     port = config.port or choose_port()
     bootstrap_port = config.bootstrap_port or choose_port() if isinstance(config, PrefillConfig) else None
     argv = [
@@ -337,7 +341,7 @@ def _sglang_router(
                 argv.append(str(worker.bootstrap_port))
     return Service(
         url=f"http://{address}:{port}",
-        command=Command(name=f"{model.name}-sglang-router", argv=(*argv, *model.router.flags)),
+        command=Command(name=names.sglang_router(model.name), argv=(*argv, *model.router.flags)),
         host=model.router.host,
     )
 

@@ -9,11 +9,13 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
+from launch import names
+from launch.names import Role
 from sglang_ext.settings import SessionSettings
 from shell_router.config import (
     ConfigError,
@@ -123,6 +125,31 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     router: SglangRouterConfig = SglangRouterConfig()
     openai: OpenAIConfig | None = None
 
+    def workers(self, path: str) -> Iterator[ConfiguredWorker]:
+        """All workers of the model, which is at the JSON path `path`."""
+        roles: tuple[tuple[Role, tuple[DecodeConfig, ...]], ...] = (
+            ("prefill", self.prefill),
+            ("decode", self.decode),
+            ("regular", self.regular),
+        )
+        for role, configs in roles:
+            for index, config in enumerate(configs):
+                yield ConfiguredWorker(
+                    f"{path}.{role}[{index}]", names.worker(self.name, role, index), role, self, config
+                )
+
+
+class ConfiguredWorker(NamedTuple):
+    """A worker of a configuration."""
+
+    path: str
+    """Its JSON path."""
+    name: str
+    """Of its process."""
+    role: Role
+    model: ModelConfig
+    config: DecodeConfig
+
 
 class ShellRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The shell router, where clients come in."""
@@ -187,20 +214,19 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 listen = self.shell_router.listen if path == "$.shell_router.port" else None
                 yield path, listen or self.address(host), port
 
-    def workers(self, on: str | None = None) -> Iterator[tuple[str, ModelConfig, DecodeConfig]]:
-        """JSON path, model and configuration of each worker."""
+    def workers(self, on: str | None = None) -> Iterator[ConfiguredWorker]:
+        """Each worker, or those that run on the machine `on`."""
         for m, model in enumerate(self.models):
-            for role in ("prefill", "decode", "regular"):
-                for w, worker in enumerate(getattr(model, role)):
-                    if on in (None, worker.host):
-                        yield f"$.models[{m}].{role}[{w}]", model, worker
+            for worker in model.workers(f"$.models[{m}]"):
+                if on in (None, worker.config.host):
+                    yield worker
 
     def has_shell_router(self, on: str | None = None) -> bool:
         return on in (None, self.shell_router.host)
 
     def paths(self, on: str | None = None) -> Iterator[tuple[str, str]]:
         """JSON path and text of each path of a model. The shell router needs the tokenizers of all."""
-        served = {model.name for _, model, _ in self.workers(on)}
+        served = {worker.model.name for worker in self.workers(on)}
         for m, model in enumerate(self.models):
             if self.has_shell_router(on) or model.name in served:
                 yield f"$.models[{m}].path", model.path
@@ -219,7 +245,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def _ports(self) -> Iterator[tuple[str, str | None, int]]:
         """JSON path, host and number of each port, 0 where it is to be chosen."""
-        for path, _, worker in self.workers():
+        for path, _, _, _, worker in self.workers():
             yield f"{path}.port", worker.host, worker.port
             if isinstance(worker, PrefillConfig):
                 yield f"{path}.bootstrap_port", worker.host, worker.bootstrap_port
@@ -230,8 +256,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def _placed(self) -> Iterator[tuple[str, str | None]]:
         """JSON path and host of each process, and of what might be taken for one."""
-        for path, _, worker in self.workers():
-            yield path, worker.host
+        for worker in self.workers():
+            yield worker.path, worker.config.host
         for m, model in enumerate(self.models):
             if model.openai is None or model.router.host is not None:
                 yield f"$.models[{m}].router", model.router.host
@@ -265,7 +291,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 yield f"Model name {model.name!r} is used twice - at `$.models[{m}].name`"
             names.add(model.name)
             yield from _ways_to_serve(f"$.models[{m}]", model)
-        for path, model, worker in self.workers():
+        for path, _, _, model, worker in self.workers():
             if model.device == "cpu" and worker.gpus:
                 yield f"A worker on device `cpu` takes no GPUs - at `{path}.gpus`"
             if model.device == "cpu" and worker.tp_size is not None:

@@ -9,14 +9,18 @@ from collections.abc import Iterator, Mapping
 from launch.command import Command, Plan
 
 
-def script(plan: Plan, host: str | None = None, environment: Mapping[str, str] | None = None) -> str:
-    """What starts the processes of `plan` (those on `host`), in the order of a start, each quoted for a shell.
+def lines(
+    plan: Plan, host: str | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Name of each process of `plan` (of those on `host`) in the order of a start, and what starts it, quoted for a
+    shell.
 
     `environment` is that of the launcher, by default this process's: it decides on variables that are set only where
     nothing else is said.
     """
     known = os.environ if environment is None else environment
-    return "\n".join(f"# {command.name}\n{_line(command, known)}" for command in _commands(plan, host))
+    for command in _commands(plan, host):
+        yield command.name, _line(command, known)
 
 
 def _commands(plan: Plan, host: str | None) -> Iterator[Command]:

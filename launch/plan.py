@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from launch import checkpoint, command, dry_run
 from launch.cluster import ROUTER_CONFIG
+from launch.command import Plan
 from launch.config import ClusterConfig
 from launch.gpu.allocation import allocate
 from launch.gpu.cards import CardTable
@@ -26,18 +27,52 @@ class PlanError(GraftError):
 def commands_of(config: ClusterConfig, host: str | None, run_dir: Path, placements: Mapping[str, Placement]) -> str:
     """The command of each process of `config` on `host`, as lines for a shell, and the shell router's configuration as
     comments. Ports that are left open are chosen, and chosen anew at a start. Raises `PlanError`."""
+    planned = _planned(config, host, run_dir, placements, checkpoint.target)
+    shown = [f"# {name}\n{line}" for name, line in dry_run.lines(planned, host)]
+    if planned.shell_router.host == host:
+        document = _router_config(planned).decode()
+        shown.append(f"## {ROUTER_CONFIG}, which a start writes for the shell router:")
+        shown += [f"## {line}" for line in document.splitlines()]
+    return "\n".join(shown)
+
+
+def write_scripts(
+    config: ClusterConfig, host: str | None, folder: Path, placements: Mapping[str, Placement]
+) -> tuple[Path, ...]:
+    """A script for each process of `config` on `host`, for who starts them by hand, in the order of a start; and what
+    they need: the shell router's configuration, builtin models. Raises `PlanError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = _planned(config, host, folder.resolve(), placements, checkpoint.resolve)
+    if planned.shell_router.host == host:
+        (folder / ROUTER_CONFIG).write_bytes(_router_config(planned))
+    scripts: list[Path] = []
+    for name, line in dry_run.lines(planned, host):
+        script = folder / f"{name}.sh"
+        script.write_text(
+            f'#!/usr/bin/env bash\n# {name} of cluster {config.name}; more flags are passed on.\nexec {line} "$@"\n'
+        )
+        script.chmod(0o755)
+        scripts.append(script)
+    return tuple(scripts)
+
+
+def _planned(
+    config: ClusterConfig,
+    host: str | None,
+    run_dir: Path,
+    placements: Mapping[str, Placement],
+    resolve: Callable[[str], str],
+) -> Plan:
     try:
-        paths = {path: checkpoint.target(path) for _, path in config.paths(host)}
+        paths = {path: resolve(path) for _, path in config.paths(host)}
     except checkpoint.CheckpointError as error:
         raise PlanError(str(error)) from error
     choose_port = PortChooser({port for _, _, port in config.fixed_ports()})
-    planned = command.plan(config, paths, choose_port, run_dir / ROUTER_CONFIG, placements)
-    script = dry_run.script(planned, host)
-    if planned.shell_router.host != host:
-        return script
-    document = msgspec.json.format(msgspec.json.encode(planned.router_config), indent=2).decode()
-    lines = (f"## {line}" for line in document.splitlines())
-    return "\n".join((script, f"## {ROUTER_CONFIG}, which a start writes for the shell router:", *lines))
+    return command.plan(config, paths, choose_port, run_dir / ROUTER_CONFIG, placements)
+
+
+def _router_config(planned: Plan) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(planned.router_config), indent=2)
 
 
 def place_on(config: ClusterConfig, host: str | None, table: CardTable) -> Mapping[str, Placement]:

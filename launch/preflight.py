@@ -97,14 +97,14 @@ def _packages(config: ClusterConfig, host: str | None) -> Iterator[str]:
 
 def _processors(config: ClusterConfig, host: str | None) -> Iterator[str]:
     usable = os.sched_getaffinity(0)
-    for path, _, worker in config.workers(host):
-        missing = sorted(set(worker.cores) - usable)
+    for worker in config.workers(host):
+        missing = sorted(set(worker.config.cores) - usable)
         if missing:
             yield (
-                f"{path}.cores: there is no core {_listed(missing)} for this process; "
+                f"{worker.path}.cores: there is no core {_listed(missing)} for this process; "
                 f"it may use {_listed(sorted(usable))}"
             )
-    on_gpu = any(model.device == "cuda" for _, model, _ in config.workers(host))
+    on_gpu = any(worker.model.device == "cuda" for worker in config.workers(host))
     # The CPU engine compiles nothing.
     if on_gpu and "CC" not in os.environ and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         yield "Triton compiles for the GPU and finds no C compiler; install gcc or clang, or set CC"
@@ -134,7 +134,7 @@ def _space(config: ClusterConfig, host: str | None) -> Iterator[str]:
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < DISK_GB:
         yield f"{DISK_GB:g} GB of disk are needed in {home}, {free_gb:.1f} GB are free; set GRAFT_HOME to another place"
-    on_cpu = sum(model.device == "cpu" for _, model, _ in config.workers(host))
+    on_cpu = sum(worker.model.device == "cpu" for worker in config.workers(host))
     available_gb = psutil.virtual_memory().available / 1e9
     if available_gb < on_cpu * CPU_WORKER_GB:
         yield (

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from launch.command import Role
+from launch.names import Role
 from sglang_ext import protocol
 from shell_router.errors import GraftError
 

@@ -14,7 +14,7 @@ from launch.gpu.allocation import uses_gpus
 from launch.gpu.cards import CardTable, load_cards, read_cards
 from launch.gpu.place import Placement
 from launch.gpu.table import cards_table, plan_table
-from launch.plan import commands_of, place_on
+from launch.plan import commands_of, place_on, write_scripts
 
 
 def main(argv: list[str]) -> int:
@@ -30,6 +30,9 @@ def main(argv: list[str]) -> int:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the plan as JSON")
     shown.add_argument("--commands", action="store_true", help="print the commands, quoted for a shell")
+    shown.add_argument(
+        "--scripts", type=Path, metavar="DIR", help="write a script for each process there, to start them by hand"
+    )
     arguments = parser.parse_args(argv)
     config = load_cluster(arguments.cfg)
     config.check_host(arguments.host)
@@ -41,6 +44,8 @@ def main(argv: list[str]) -> int:
     placements = place_on(config, arguments.host, table)
     if arguments.commands:
         print(commands_of(config, arguments.host, Path("RUN_DIR"), placements))
+    elif arguments.scripts is not None:
+        print("\n".join(map(str, write_scripts(config, arguments.host, arguments.scripts, placements))))
     elif arguments.json:
         print(_document(config, arguments.host, table, placements))
     elif placements:

@@ -14,7 +14,7 @@ from launch.gpu.sizes import ModelSize, read_size
 
 def uses_gpus(config: ClusterConfig, host: str | None = None) -> bool:
     """Whether some process of `config` (its part on `host`) runs on a GPU."""
-    return any(model.device == "cuda" for _, model, _ in config.workers(host)) or _embeds_on_gpu(config, host)
+    return any(worker.model.device == "cuda" for worker in config.workers(host)) or _embeds_on_gpu(config, host)
 
 
 def allocate(

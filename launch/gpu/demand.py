@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from launch.checkpoint import CheckpointError
-from launch.config import DecodeConfig, ModelConfig, PrefillConfig
+from launch.config import ConfiguredWorker, DecodeConfig, ModelConfig
 from launch.gpu.reserve import CONTEXT_BYTES, MULTIMODAL_BYTES, GpuRole, activation_bytes, flag_value
 from launch.gpu.sizes import ModelSize, SizeError
+from launch.names import EMBEDDING
 from shell_router.config import EmbeddingConfig
 
 SizeOf = Callable[[str, str], ModelSize]
 """Size of the model at a path as written in the cluster JSON, served as a dtype.
 Raises `CheckpointError`, `SizeError`."""
-EMBEDDING = "embedding"
-"""Name of the demand of the embedding model, which runs in a process of the shell router's."""
 EMBEDDING_PATH = "$.shell_router.embedding"
 _OWN_FIELDS = {
     "--mem-fraction-static": "mem_fraction_static",
@@ -85,14 +84,15 @@ class Demand:
 
 
 def demands(
-    workers: Iterable[tuple[str, ModelConfig, DecodeConfig]], embedding: EmbeddingConfig | None, size_of: SizeOf
+    workers: Iterable[ConfiguredWorker], embedding: EmbeddingConfig | None, size_of: SizeOf
 ) -> tuple[tuple[Demand, ...], tuple[str, ...]]:
-    """What those of `workers` (JSON path, model, configuration) on GPUs ask for, and the embedding model if it runs
-    there; and all problems, each with its JSON path."""
+    """What those of `workers` on GPUs ask for, and the embedding model if it runs there; and all problems, each with
+    its JSON path."""
     found: list[Demand] = []
     problems: list[str] = []
     sizes: dict[str, ModelSize | None] = {}
-    for path, model, worker in workers:
+    for one in workers:
+        path, model, worker = one.path, one.model, one.config
         if model.device != "cuda":
             continue
         place = path.rpartition(".")[0]
@@ -106,8 +106,7 @@ def demands(
         size = sizes[model.name]
         if size is None:
             continue
-        role: GpuRole = "regular" if model.regular else "prefill" if isinstance(worker, PrefillConfig) else "decode"
-        demand = _demand(path, model, worker, role, size)
+        demand = _demand(one, size)
         if size.splits(demand.tp_size):
             found.append(demand)
         else:
@@ -124,12 +123,13 @@ def demands(
     return tuple(found), tuple(problems)
 
 
-def _demand(path: str, model: ModelConfig, worker: DecodeConfig, role: GpuRole, size: ModelSize) -> Demand:
+def _demand(one: ConfiguredWorker, size: ModelSize) -> Demand:
+    path, name, role, model, worker = one
     tp_size = len(worker.gpus) or worker.tp_size or 1
     fraction = model.mem_fraction_static if worker.mem_fraction_static is None else worker.mem_fraction_static
     return Demand(
         path=path,
-        name=f"{model.name}-{role}-{path[path.rindex('[') + 1 : -1]}",
+        name=name,
         model=model.name,
         role=role,
         tp_size=tp_size,

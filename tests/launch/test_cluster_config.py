@@ -207,8 +207,8 @@ def test_what_can_be_wrong_with_several_machines(
 
 def test_each_machine_has_its_part(tmp_path: Path) -> None:
     config = load_cluster(written(tmp_path, lambda d: d["shell_router"].update(api_key_env="KEY"), SPREAD))
-    assert [path for path, _, _ in config.workers("left")] == ["$.models[0].prefill[0]"]
-    assert [path for path, _, _ in config.workers("right")] == ["$.models[0].decode[0]"]
+    assert [worker.path for worker in config.workers("left")] == ["$.models[0].prefill[0]"]
+    assert [worker.path for worker in config.workers("right")] == ["$.models[0].decode[0]"]
     assert len(list(config.workers())) == 2
     assert list(config.fixed_ports("left")) == [
         ("$.models[0].prefill[0].port", "192.0.2.1", 9000),
@@ -251,8 +251,8 @@ def test_who_starts_must_say_which_part(
 def test_the_shipped_cluster_on_two_machines() -> None:
     config = load_cluster(CFGS / "two_hosts.json")
     assert list(config.hosts) == ["left", "right"]
-    assert [path for path, _, _ in config.workers("left")] == ["$.models[0].prefill[0]", "$.models[0].prefill[1]"]
-    assert [path for path, _, _ in config.workers("right")] == ["$.models[0].decode[0]", "$.models[0].decode[1]"]
+    assert [worker.path for worker in config.workers("left")] == ["$.models[0].prefill[0]", "$.models[0].prefill[1]"]
+    assert [worker.path for worker in config.workers("right")] == ["$.models[0].decode[0]", "$.models[0].decode[1]"]
     assert not config.has_shell_router("left")
     for host in config.hosts.values():
         assert host.address.startswith("192.0.2."), "documentation's network, nobody's"

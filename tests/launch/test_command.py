@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from launch.command import Command, Plan, plan
 from launch.config import (
@@ -19,8 +20,8 @@ from launch.config import (
     SglangRouterConfig,
     ShellRouterConfig,
 )
-from launch.gpu.demand import EMBEDDING
 from launch.gpu.place import Placement
+from launch.names import EMBEDDING
 from sglang_ext.settings import SessionSettings
 from shell_router.config import EmbeddingConfig, PairConfig
 
@@ -149,11 +150,14 @@ def test_a_placement_says_which_gpus_and_how_much_memory() -> None:
         path="p/q",
         device="cuda",
         mem_fraction_static=0.5,
-        prefill=(PrefillConfig(),),
-        decode=(DecodeConfig(),),
+        prefill=(PrefillConfig(host="p", port=1, bootstrap_port=2),),
+        decode=(DecodeConfig(host="d", port=1),),
+        router=SglangRouterConfig(host="p", port=3),
     )
     embedding = EmbeddingConfig(path="p/e", device="cuda")
-    config = ClusterConfig(name="c", models=(model,), shell_router=ShellRouterConfig(trees=(), embedding=embedding))
+    hosts = {name: HostConfig(address=f"192.0.2.{n}") for n, name in enumerate("pd")}
+    front = ShellRouterConfig(trees=(), host="p", port=4, embedding=embedding)
+    config = ClusterConfig(name="c", hosts=hosts, models=(model,), shell_router=front)
     prefill = Placement(
         path="$.models[0].prefill[0]", name="m-prefill-0", model="m", role="prefill", cards=(2, 3), shared=True,
         weight_bytes=1, kv_bytes_per_token=1, kv_tokens=64, overhead_bytes=1, share=0.1, fraction=0.95,
@@ -179,6 +183,21 @@ def test_a_placement_says_which_gpus_and_how_much_memory() -> None:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "0,1,2,3",
     }
+
+
+def test_a_gpu_worker_that_the_plan_of_the_gpus_does_not_know_is_an_error() -> None:
+    """It would start with all GPUs of the machine."""
+    model = ModelConfig(name="m", path="p/q", device="cuda", prefill=(PrefillConfig(),), decode=(DecodeConfig(),))
+    config = ClusterConfig(name="c", models=(model,), shell_router=ShellRouterConfig(trees=()))
+    placement = Placement(
+        path="$.models[0].prefill[0]", name="m-prefill-0", model="m", role="prefill", cards=(0,), shared=False,
+        weight_bytes=1, kv_bytes_per_token=1, kv_tokens=64, overhead_bytes=1, share=0.1, fraction=0.9,
+        max_total_tokens=None,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="no GPU was chosen for m-decode-0"):
+        plan(config, {}, lambda: 1, Path("/run/r.json"), {"m-prefill-0": placement})
+    with pytest.raises(ValueError, match="GPUs were chosen for what is no worker: m-prefill-7"):
+        plan(config, {}, lambda: 1, Path("/run/r.json"), {"m-prefill-7": placement})
 
 
 def test_what_a_worker_says_of_memory_goes_before_what_its_model_says() -> None:

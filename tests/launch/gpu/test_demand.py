@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.config import DecodeConfig, ModelConfig, PrefillConfig
+from launch.config import ConfiguredWorker, DecodeConfig, ModelConfig, PrefillConfig
 from launch.gpu.demand import EMBEDDING_PATH, demands
 from launch.gpu.reserve import MIB, activation_bytes, flag_value
 from shell_router.config import EmbeddingConfig
@@ -16,12 +16,8 @@ def model(name: str = "m", path: str = "Qwen/Qwen3-8B", **fields: object) -> Mod
     return ModelConfig(name=name, path=path, device="cuda", **{**base, **fields})  # type: ignore[arg-type]
 
 
-def workers(one: ModelConfig) -> list[tuple[str, ModelConfig, DecodeConfig]]:
-    return [
-        (f"$.models[0].{role}[{n}]", one, worker)
-        for role in ("prefill", "decode", "regular")
-        for n, worker in enumerate(getattr(one, role))
-    ]
+def workers(one: ModelConfig) -> list[ConfiguredWorker]:
+    return list(one.workers("$.models[0]"))
 
 
 def problems(one: ModelConfig) -> tuple[str, ...]:

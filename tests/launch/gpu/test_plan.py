@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from graft.cli import plan
 from launch import checkpoint, preflight, state
 from launch.gpu import allocation, cards
 from launch.gpu.cards import load_cards
+from shell_router.config import RouterConfig, load_json
 from tests.launch.gpu.recorded import HERE, MODELS
 from tests.launch.gpu.recorded import cards as recorded
 
@@ -96,6 +98,32 @@ def test_commands_of_a_cluster_without_gpus(tmp_path: Path, capsys: pytest.Captu
     assert prefill[prefill.index("--model-path") + 1] == str(tmp_path / "home" / "models" / "tiny-llama")
     assert prefill[prefill.index("taskset") + 1] == "-c"
     assert not (tmp_path / "home").exists(), "nothing is built"
+
+
+def test_scripts_start_each_process_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They run what a start runs, in the order of a start, and pass more flags on."""
+    monkeypatch.setattr(checkpoint, "resolve", lambda path: f"/models/{path}")
+    folder = tmp_path / "by hand"
+    assert cli.main(["plan", "cpu_tiny", "--scripts", str(folder)]) == 0
+    scripts = capsys.readouterr().out.splitlines()
+    assert [Path(script).name for script in scripts] == [
+        "smollm2-prefill-0.sh", "smollm2-decode-0.sh", "smollm2-sglang-router.sh", "shell-router.sh",
+    ]  # fmt: skip
+    router = load_json(folder / "shell_router.json", RouterConfig)
+    for script in scripts:
+        path = Path(script)
+        # Stands in for the program: prints its arguments.
+        path.write_text(path.read_text().replace("exec ", "exec echo "))
+        done = subprocess.run([path, "--more"], capture_output=True, text=True, check=True)
+        words = done.stdout.split()
+        assert words[-1] == "--more"
+        if "prefill" in path.name:
+            assert router.models[0].pairs[0].prefill.endswith(":" + words[words.index("--port") + 1])
+            assert words[words.index("--model-path") + 1] == "/models/builtin:tiny-llama"
+    last = shlex.split(Path(scripts[-1]).read_text().splitlines()[-1])
+    assert Path(last[last.index("--config") + 1]).samefile(folder / "shell_router.json")
 
 
 def test_a_dry_run_starts_nothing(
