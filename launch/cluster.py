@@ -141,6 +141,19 @@ class Cluster:
             self.check()
             time.sleep(WATCH_S)
 
+    def restart(self, name: str) -> None:
+        """Kill the worker `name` with all its children and start it anew; returns when it is ready.
+
+        Raises `ClusterError` when it does not come up, `KeyError` when there is no such worker here.
+        """
+        worker = {worker.command.name: worker for worker in self.workers if worker.host == self.host}[name]
+        dead = next(child for child in self._children if child.name == name)
+        process.stop([dead], 0.0)
+        self._children.remove(dead)
+        with Progress(f"restarting {name}", 1, shown=self._progress) as progress:
+            self._bring_up([_worker_start(worker)], time.monotonic() + self.config.startup_timeout_s, progress)
+        self._record(self.url)
+
     def flush_caches(self, wait_s: float = 20.0) -> None:
         """Empty the prefix cache of every worker, waiting up to `wait_s` for requests that still run.
 
