@@ -13,7 +13,7 @@ from shell_router.transport.fake import FakeEngine
 from shell_router.transport.incremental import IncrementalSessions
 from shell_router.transport.resend import ResendSessions
 from tests.contract.session_contract import SessionContract
-from tests.shell_router.fake_pair import FakePair
+from tests.fakes.pair import FakePair
 
 
 class TestResendSessions(SessionContract):

@@ -11,7 +11,7 @@ from shell_router.config import LimitsConfig, ModelConfig
 from shell_router.transport.base import Engine
 from shell_router.transport.openai import OpenAIEngine
 from tests.contract.engine_contract import EngineContract
-from tests.shell_router.fake_openai import FakeOpenAI, complete
+from tests.fakes.openai import FakeOpenAI, complete
 
 
 class TestOpenAIEngine(EngineContract):

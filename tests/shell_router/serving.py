@@ -23,7 +23,7 @@ from shell_router.transport.base import GenerateRequest, SessionFactory
 from shell_router.transport.capabilities import SGLANG, Capabilities
 from shell_router.transport.fake import FakeEngine
 from shell_router.transport.resend import ResendSessions
-from tests.shell_router.fake_assessor import FakeAssessor
+from tests.fakes.assessor import FakeAssessor
 from tests.shell_router.trees import ByteTokenizer, tree_4_2_1
 
 CHAT: dict[str, Any] = {"model": "t", "messages": [{"role": "user", "content": "why?"}]}

@@ -15,8 +15,9 @@ from shell_router.transport.base import GenerateRequest
 from shell_router.transport.capabilities import SGLANG, describe, probe
 from shell_router.transport.engines import Engines
 from shell_router.transport.incremental import IncrementalSessions
-from tests.shell_router.fake_openai import FakeOpenAI, complete
-from tests.shell_router.fake_sglang import FakeSglang, chunk, send
+from tests.fakes.openai import FakeOpenAI, complete
+from tests.fakes.server import send
+from tests.fakes.sglang import FakeSglang, chunk
 
 
 async def _sglang(response: Any, _body: dict[str, Any]) -> None:

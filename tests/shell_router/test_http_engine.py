@@ -20,7 +20,8 @@ from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError, EngineSilent, EngineTooSlow, EngineUnreachable
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 from shell_router.transport.http import HttpEngine
-from tests.shell_router.fake_sglang import FakeSglang, Script, chunk, send
+from tests.fakes.server import send
+from tests.fakes.sglang import FakeSglang, Script, chunk
 
 REQUEST = GenerateRequest("rid-1", "m", (1, 2, 3), Sampling(max_new_tokens=8, temperature=0), seed=7, stop=("END",))
 
@@ -47,8 +48,8 @@ async def _normal(response: web.StreamResponse, _body: dict[str, Any]) -> None:
 
 async def test_deltas_leave_out_the_token_that_ends_the_answer() -> None:
     assert await answer(_normal) == [
-        Delta((10,), (-0.25,), " ten"),
-        Delta((11,), (-0.25,), " eleven", Finish("stop", 5, 2, 2)),
+        Delta((10,), (-0.5,), " ten"),
+        Delta((11,), (-0.5,), " eleven", Finish("stop", 5, 2, 2)),
     ]
 
 
@@ -278,7 +279,7 @@ async def test_a_second_attempt_goes_to_a_pair_that_is_there() -> None:
         for sent, answered in zip(prefill.requests, decode.requests, strict=True):
             assert (sent.pop("stream"), answered.pop("stream")) == (False, True)
             assert sent == answered
-            assert (sent["bootstrap_host"], sent["bootstrap_port"]) == ("127.0.0.1", 1234)
+            assert (sent["bootstrap_host"], sent["bootstrap_port"]) == ("127.0.0.1", 8998)
             rooms.add(sent["bootstrap_room"])
         assert len(rooms) == 8
 

@@ -18,7 +18,7 @@ from shell_router.record import Fallback
 from shell_router.transport.base import Delta, GenerateRequest
 from shell_router.transport.fake import FakeEngine, fake_answer
 from shell_router.transport.incremental import IncrementalSession, IncrementalSessions
-from tests.shell_router.fake_pair import Call, FakePair, Fault, Gate, Role
+from tests.fakes.pair import Call, FakePair, Fault, Gate, Role
 
 HEAD, MIDDLE, TAIL = tuple(range(100, 108)), tuple(range(200, 212)), (7, 8, 9)
 PROMPT = HEAD + MIDDLE + TAIL

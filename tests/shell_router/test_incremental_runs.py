@@ -23,7 +23,7 @@ from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from shell_router.transport.incremental import IncrementalSessions
 from shell_router.transport.resend import ResendSessions
-from tests.shell_router.fake_pair import Call, FakePair, Fault, Gate, Role
+from tests.fakes.pair import Call, FakePair, Fault, Gate, Role
 from tests.shell_router.serving import fake_service, serving
 from tests.shell_router.test_metrics import scrape, value
 from tests.shell_router.test_run import finish

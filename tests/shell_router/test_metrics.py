@@ -15,7 +15,7 @@ from shell_router.metrics import Metrics
 from shell_router.record import Mode, RunRecord
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
-from tests.shell_router.fake_assessor import FakeAssessor
+from tests.fakes.assessor import FakeAssessor
 from tests.shell_router.serving import Client, Held, fake_service, limited_service, serving_service, until
 from tests.shell_router.test_openai_schema import CASES, EXIT, Case, record_of
 from tests.shell_router.trees import agent, tree

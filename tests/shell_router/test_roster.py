@@ -20,8 +20,8 @@ from shell_router.transport.fake import FakeEngine
 from shell_router.transport.http import HttpEngine
 from shell_router.transport.incremental import IncrementalSession, IncrementalSessions
 from shell_router.transport.roster import Members, Roster, look, open_rosters
-from tests.shell_router.fake_pair import FakePair
-from tests.shell_router.fake_sglang_router import FakeSglangRouter, listed
+from tests.fakes.pair import FakePair
+from tests.fakes.sglang_router import FakeSglangRouter, listed
 
 REQUEST = GenerateRequest("run-1-0-a", "m", (), Sampling(max_new_tokens=4, temperature=0))
 

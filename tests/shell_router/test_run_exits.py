@@ -22,7 +22,7 @@ from shell_router.service import RunRequest, Service
 from shell_router.transport.base import Delta, GenerateRequest
 from shell_router.transport.capabilities import SGLANG
 from shell_router.transport.fake import FakeEngine
-from tests.shell_router.fake_assessor import FakeAssessor
+from tests.fakes.assessor import FakeAssessor
 from tests.shell_router.serving import fake_service
 from tests.shell_router.trees import AGGREGATE, PROPOSE, ByteTokenizer, agent, tree, tree_4_2_1
 from tests.shell_router.verdicts import judged_again

@@ -22,7 +22,7 @@ from launch.config import ClusterConfig, load_cluster
 from launch.gpu.allocation import allocate, checkpoint_size
 from launch.gpu.cards import Card, CardTable
 from shell_router.config import ConfigError, load_tree
-from tests.experiments.overlap.served import in_thread
+from tests.experiments.overlap.served import in_thread, pair_of
 
 SCRIPTS = Path(gpu.__file__).parent
 GIB = 1 << 30
@@ -111,7 +111,7 @@ def test_a_part_that_fails_does_not_keep_the_others_from_running(
 ) -> None:
     scale = setup.scale_of("tiny", quick=True)
     with in_thread() as fake:
-        there = Target(url="", flush=None, pairs={"m": fake.pair})
+        there = Target(url="", flush=None, pairs={"m": pair_of(fake)})
         measured = gpu.measure_overlap(there, "m", scale, tmp_path)
     assert [(each.name, each.exit_code) for each in measured] == [(name, 0) for name in scale.overlap]
     assert all((tmp_path / each.result).is_file() for each in measured)

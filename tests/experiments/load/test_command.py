@@ -33,8 +33,8 @@ from graft.cli import FAILED, INTERRUPTED, WRONG
 from shell_router.client import AsyncClient, ClientError
 from shell_router.errors import EngineError
 from tests.commands import command
-from tests.experiments.fake_router import Ask, FakeRouter, Reply
 from tests.experiments.load.test_numbers import SPLICED, config
+from tests.fakes.shell_router import Ask, FakeRouter, Reply
 
 main = command("bench", "load")
 

@@ -9,15 +9,27 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from experiments.kernel.engine import PairClient, TokenSource, open_pair
+from experiments.kernel.pair import Pair
 from experiments.overlap.stats import Mode, Sample
-from tests.experiments.fake_pair import FakePair
+from sglang_ext.sessions import Limits
+from tests.fakes.pair import FakePair
 
 TOKENS = TokenSource(1000, 40_000)
+PAGE = 16
+POOL = 2048
+LIMITS = Limits(
+    page_size=PAGE, vocabulary=50_000, max_prompt_tokens=8192, max_sessions=8, max_held_tokens=POOL, max_ttl_s=60.0
+)
+
+
+def pair_of(fake: FakePair) -> Pair:
+    """Where `fake` is."""
+    return Pair(router=fake.decode.url, prefill=fake.prefill.url, decode=fake.decode.url)
 
 
 @asynccontextmanager
 async def served(**options: Any) -> AsyncIterator[tuple[FakePair, PairClient]]:
-    async with FakePair(**options) as pair, open_pair(pair.pair, timeout_s=20) as client:
+    async with FakePair(LIMITS, **options) as pair, open_pair(pair_of(pair), timeout_s=20) as client:
         yield pair, client
 
 
@@ -30,7 +42,7 @@ def in_thread(**options: Any) -> Iterator[FakePair]:
     """A fake pair with a loop of its own, for `main`, which runs one too."""
     up, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
-    fake = FakePair(**options)
+    fake = FakePair(LIMITS, **options)
 
     async def serve() -> None:
         async with fake:

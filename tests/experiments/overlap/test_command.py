@@ -18,7 +18,7 @@ from experiments.overlap import stats
 from experiments.overlap.stats import MODES
 from graft.cli import INTERRUPTED, WRONG
 from graft.cli import main as graft
-from tests.experiments.overlap.served import in_thread
+from tests.experiments.overlap.served import in_thread, pair_of
 from tests.waiting import wait_until
 
 
@@ -49,7 +49,7 @@ def command(pair: Pair, folder: Path, part: str) -> list[str]:
 @pytest.mark.parametrize("part", list(overlap.PARTS))
 def test_every_part_ends_in_one_line_of_json(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with in_thread() as fake:
-        assert overlap.main([*command(fake.pair, tmp_path, part), "--out", str(tmp_path / "summary.json")]) == 0
+        assert overlap.main([*command(pair_of(fake), tmp_path, part), "--out", str(tmp_path / "summary.json")]) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out.splitlines()[-1])
     assert (document["part"], document["failed"]) == (part, 0)
@@ -98,8 +98,8 @@ def test_a_wrong_command_line_is_told_by_option(
 
 def test_a_worker_without_sessions_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with in_thread(sessions=False) as fake:
-        arguments = command(fake.pair, tmp_path, "ttft")
-        with pytest.raises(TargetError, match="no incremental sessions: not on this one"):
+        arguments = command(pair_of(fake), tmp_path, "ttft")
+        with pytest.raises(TargetError, match="no incremental sessions: no sessions here"):
             overlap.main(arguments)
         assert overlap.main([*arguments, "--modes", "blocking", "resend", "--loads", "idle"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -119,8 +119,8 @@ def test_an_interrupt_keeps_what_has_ended(
 
     monkeypatch.setattr(Progress, "end", end)
     with in_thread(pace_s=0.01) as fake:
-        assert graft(["bench", "overlap", *command(fake.pair, tmp_path, "chain")]) == INTERRUPTED
-        wait_until(lambda: fake.open_sessions == 0)
+        assert graft(["bench", "overlap", *command(pair_of(fake), tmp_path, "chain")]) == INTERRUPTED
+        wait_until(lambda: fake.sessions == 0)
     (samples,) = tmp_path.glob("*/samples.jsonl")
     assert len(samples.read_text().splitlines()) == len(told) == 2
     assert str(samples) in capsys.readouterr().err

@@ -12,8 +12,8 @@ from experiments.overlap import stats
 from experiments.overlap.layer import Case, LayerBench, LayerParameters, spliced_case
 from experiments.overlap.stats import MODES, Sample
 from shell_router.config import ConfigError
-from tests.experiments.fake_pair import PAGE, PAGE_BYTES
-from tests.experiments.overlap.served import TOKENS, served
+from tests.experiments.overlap.served import PAGE, TOKENS, served
+from tests.fakes.pair import PAGE_BYTES
 
 
 async def take(client: PairClient, parameters: LayerParameters, *cases: Case) -> list[Sample]:
@@ -47,7 +47,7 @@ async def test_the_second_layer_reads_every_answer(precursors: int) -> None:
             assert 0 <= one.hidden_prefill_fraction < 1
             if one.mode == "blocking":
                 assert (one.hidden_prefill_s, one.hidden_prefill_fraction, one.append_s) == (0, 0, ())
-        assert pair.open_sessions == 0
+        assert pair.sessions == 0
 
 
 async def test_appends_are_the_plans() -> None:
@@ -81,7 +81,7 @@ async def test_bytes_of_a_layer_are_those_of_the_successors_prompts() -> None:
             if one.mode == "resend":
                 # The last page of each probe is moved once more.
                 assert one.bytes_before_commit + one.bytes_after_commit >= pages * PAGE_BYTES
-        assert pair.open_sessions == 0
+        assert pair.sessions == 0
 
 
 async def test_answers_that_leave_no_time_for_an_append_are_moved_after_the_commit() -> None:
@@ -114,7 +114,7 @@ async def test_a_precursor_that_fails_ends_the_sample() -> None:
         samples = await take(client, parameters, Case(name="layer", answers=(4, 4, 4)))
         assert [s.error is None for s in samples] == [False, True]
         assert "no more room" in (samples[0].error or "")
-        assert pair.open_sessions == 0
+        assert pair.sessions == 0
 
 
 async def test_a_run_that_falls_back_leaves_those_beside_it() -> None:
@@ -124,4 +124,4 @@ async def test_a_run_that_falls_back_leaves_those_beside_it() -> None:
         assert sorted(s.error or "" for s in samples) == ["", "", "it fell back to plain requests (lost)"]
         # What the failed one had moved is not known.
         assert {s.bytes_after_commit for s in samples} == {None}
-        assert pair.open_sessions == 0
+        assert pair.sessions == 0

@@ -18,7 +18,7 @@ async def test_traffic_with_and_without_sessions() -> None:
         assert {(s.sessions, s.held_before) for s in samples if s.with_sessions} == {(3, 1536)}
         assert {(s.sessions, s.held_before) for s in samples if not s.with_sessions} == {(0, 0)}
         assert sum(s.failed for s in samples) == 1
-        assert pair.open_sessions == 0
+        assert pair.sessions == 0
         numbers: Any = traffic.result(samples)
         assert numbers["with_sessions"]["requests"] == 12
         (only,) = traffic.goals(samples)
@@ -30,5 +30,5 @@ async def test_traffic_tells_why_there_are_fewer_sessions() -> None:
     async with served(fail=Counter({"open": 1})) as (pair, client):
         samples = [sample async for sample in TrafficBench(client, TOKENS, parameters).run()]
         (full,) = [s for s in samples if s.with_sessions]
-        assert "no place" in full.errors[0]
-        assert pair.open_sessions == 0
+        assert "over_budget" in full.errors[0]
+        assert pair.sessions == 0

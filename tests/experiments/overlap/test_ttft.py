@@ -13,8 +13,8 @@ from experiments.overlap.loads import Load, LoadParameters
 from experiments.overlap.stats import MODES, Sample
 from experiments.overlap.ttft import Bench, Case, Marks, TtftParameters, account_of
 from sglang_ext.protocol import SessionCounters, SessionInfo, SessionsStatus
-from tests.experiments.fake_pair import PAGE_BYTES, POOL
-from tests.experiments.overlap.served import TOKENS, served
+from tests.experiments.overlap.served import POOL, TOKENS, served
+from tests.fakes.pair import PAGE_BYTES
 
 SHORT = TtftParameters(prompt=128, chunk=32, tail=16, answer=2, modes=MODES, repetitions=2)
 
@@ -32,7 +32,7 @@ async def test_every_mode_sends_the_whole_prompt_and_counts_what_it_cost() -> No
         assert sorted(Counter(s.mode for s in stats.measured(samples)).values()) == [2, 2, 2]
         whole = {tuple(ids) for _, ids in pair.prompts if len(ids) == SHORT.prompt}
         assert len(whole) == 9, "no two samples share their tokens"
-        assert pair.open_sessions == 0
+        assert pair.sessions == 0
         for one in samples:
             assert one.prompt_tokens == 128
             assert one.recomputed_tokens == 0
@@ -79,9 +79,9 @@ async def test_failures_are_counted_and_leave_nothing() -> None:
         samples = await take(client, "idle")
         assert sum(stats.failures(samples)["idle"].values()) == 4
         told = " ".join(s.error for s in samples if s.error)
-        for reason in ("fell back to plain requests (lost)", "no place", "no more room"):
+        for reason in ("fell back to plain requests (lost)", "over_budget", "no more room"):
             assert reason in told
-        assert pair.open_sessions == 0
+        assert pair.sessions == 0
 
 
 @pytest.mark.parametrize(("again", "recomputed", "hidden"), [(0, None, None), (16, 16, 32)])

@@ -21,9 +21,9 @@ from experiments.questions import (
 )
 from graft.cli import FAILED, WRONG
 from tests.commands import command
-from tests.experiments.fake_router import FakeRouter, Reply
 from tests.experiments.questions.confidential import SECRETS, Hub
 from tests.experiments.records import make_record
+from tests.fakes.shell_router import FakeRouter, Reply
 
 main = command("run")
 

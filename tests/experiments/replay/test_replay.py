@@ -34,7 +34,7 @@ from shell_router.transport.capabilities import Capabilities
 from shell_router.transport.fake import FakeEngine, Gate
 from shell_router.transport.resend import ResendSessions
 from tests.commands import command
-from tests.shell_router.fake_assessor import FakeAssessor
+from tests.fakes.assessor import FakeAssessor
 from tests.shell_router.serving import fake_service, serving_service
 from tests.shell_router.test_run_exits import TextEngine, WordTokenizer
 from tests.shell_router.trees import AGGREGATE, PROPOSE, ByteTokenizer, agent, segments, tree, tree_4_2_1

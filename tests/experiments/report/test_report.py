@@ -31,10 +31,10 @@ from shell_router.core.early_exit import Verdict
 from shell_router.options import RunOptions
 from shell_router.record import CheckRecord, RunRecord
 from tests.commands import command
-from tests.experiments.fake_router import FakeRouter
 from tests.experiments.load.test_numbers import config as load_config
 from tests.experiments.load.test_numbers import sample
 from tests.experiments.records import make_record, make_result
+from tests.fakes.shell_router import FakeRouter
 
 main = command("report")
 graft_run = command("run")

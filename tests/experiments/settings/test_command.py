@@ -19,8 +19,8 @@ from graft.cli import FAILED, INTERRUPTED, WRONG
 from shell_router.app import build_app
 from shell_router.transport.fake import FakeEngine
 from tests.commands import command
-from tests.experiments.fake_router import Ask, FakeRouter, Reply
 from tests.experiments.records import make_record
+from tests.fakes.shell_router import Ask, FakeRouter, Reply
 from tests.shell_router.serving import fake_service, serving
 
 main = command("run")

@@ -19,7 +19,7 @@ from sglang_ext.protocol import STATUS_PATH
 from shell_router.config import PairConfig
 from shell_router.errors import EngineError
 from shell_router.transport.roster import Members, look
-from tests.launch.k8s.fake_kubernetes import NAMESPACE, FakeKubernetes
+from tests.fakes.kubernetes import NAMESPACE, FakeKubernetes
 from tests.launch.k8s.manifests import container_of, overlay
 
 PREFILL, FIRST, SECOND = "127.0.0.2", "127.0.0.3", "127.0.0.4"

@@ -17,7 +17,7 @@ from shell_router.client import Answer, AsyncClient, Client, ClientError, Stream
 from shell_router.core.prompt import Message
 from shell_router.options import RunOptions
 from shell_router.transport.fake import FakeEngine
-from tests.local_server import LocalServer
+from tests.fakes.server import LocalServer
 from tests.shell_router.serving import Held, fake_service, serving, until
 from tests.waiting import wait_until
 

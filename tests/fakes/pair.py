@@ -2,15 +2,15 @@
 
 Their answers are those of `FakeEngine`. They keep the habits of real workers that make trouble: a handler goes on when
 its client has left, SGLang's abort knows only requests and takes every id that begins alike, and a decode worker whose
-prefill worker sends nothing says nothing.
+prefill worker sends nothing says nothing. Of what they compute there is as much as is counted: whole pages of prompts
+that stay in a prefix cache, and pages that are moved.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -20,6 +20,8 @@ from sglang_ext import protocol
 from sglang_ext.sessions import Limits, Refused, Session, SessionTable
 from shell_router.config import PairConfig
 from shell_router.transport.fake import fake_answer
+from tests.fakes.server import LocalServer, done, send
+from tests.fakes.sglang import chunk, reply, status_of
 
 T = TypeVar("T")
 
@@ -30,6 +32,7 @@ Fault = Literal["status", "cut", "cut_after", "event"]
 """An error status, a connection cut before or after the call has taken effect, an error event in the stream."""
 
 LIMITS = Limits(page_size=4, vocabulary=1000, max_prompt_tokens=4000, max_sessions=8, max_held_tokens=4000, max_ttl_s=9)
+PAGE_BYTES = 1024
 
 
 class Gate:
@@ -44,78 +47,76 @@ class Gate:
         await self.open.wait()
 
 
-@dataclass
-class FakeWorker:
+class _Between:
+    """What the two workers of a pair know of each other."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[int, asyncio.Future[list[int]]] = {}
+        """The prompts that the prefill worker has sent, by room."""
+        self.prompts: list[tuple[str, list[int]]] = []
+        self.transfers: list[int] = []
+        """Pages moved for each plain request."""
+        self.cached: set[tuple[int, ...]] = set()
+
+
+class FakeWorker(LocalServer):
     """One worker. `faults` and `refusals` say what goes wrong at each call; `before` and `after` hold calls there."""
 
-    role: Role
-    rooms: dict[int, asyncio.Future[list[int]]]
-    """The prompts that prefill workers have sent, by room."""
-    table: SessionTable = field(default_factory=lambda: SessionTable(LIMITS, clock=lambda: 0.0))
-    faults: dict[Call, Fault] = field(default_factory=dict)
-    refusals: dict[Call, protocol.ProblemCode] = field(default_factory=dict)
-    before: dict[Call, Gate] = field(default_factory=dict)
-    after: dict[Call, Gate] = field(default_factory=dict)
-    offers: bool = True
-    has_api: bool = True
-    asked: int = 0
-    """How often its status was asked for."""
-    calls: list[str] = field(default_factory=list)
-    """Names of all calls but the status, as they came."""
-    opened: asyncio.Event = field(default_factory=asyncio.Event)
-    pace_s: float = 0.0
-    """Between tokens."""
-    url: str = ""
-    _requests: dict[str, asyncio.Event] = field(default_factory=dict)
-    """Committed sessions whose answer has not ended, by id; the event is set when one is aborted."""
-
-    def forget(self) -> None:
-        """As a restart does."""
-        for session in self.table:
-            self.table.end(session, "lost", "restart")
-        self.table = SessionTable(LIMITS, clock=lambda: 0.0)
-
-    async def __aenter__(self) -> FakeWorker:
-        app = web.Application()
-        app.add_routes(
+    def __init__(self, role: Role, between: _Between, limits: Limits) -> None:
+        self.role: Role = role
+        self.limits = limits
+        self.table = SessionTable(limits, clock=lambda: 0.0)
+        self.faults: dict[Call, Fault] = {}
+        self.refusals: dict[Call, protocol.ProblemCode] = {}
+        self.fail: Counter[str] = Counter()
+        """How many of the next requests fail, by call or by the first word of a plain request's id."""
+        self.before: dict[Call, Gate] = {}
+        self.after: dict[Call, Gate] = {}
+        self.offers = True
+        self.has_api = True
+        self.asked = 0
+        """How often its status was asked for."""
+        self.calls: list[str] = []
+        """Names of all calls but the status, as they came."""
+        self.opened = asyncio.Event()
+        self.pace_s = 0.0
+        """Between tokens."""
+        self._between = between
+        self._requests: dict[str, asyncio.Event] = {}
+        """Committed sessions whose answer has not ended, by id; the event is set when one is aborted."""
+        super().__init__(
             [
                 web.get(protocol.STATUS_PATH, self._status),
                 web.post(protocol.OPEN_PATH, self._open),
                 web.post(protocol.APPEND_PATH, self._append),
                 web.post(protocol.COMMIT_PATH, self._commit),
                 web.post(protocol.CLOSE_PATH, self._close),
+                web.post("/generate", self._generate),
                 web.post("/abort_request", self._abort),
-            ]
+                web.get("/v1/loads", self._loads),
+                web.get("/metrics", self._metrics),
+            ],
+            cancels=False,
         )
-        self._runner = web.AppRunner(app, handler_cancellation=False, shutdown_timeout=1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
+
+    def forget(self) -> None:
+        """As a restart does."""
+        for session in self.table:
+            self.table.end(session, "lost", "restart")
+        self.table = SessionTable(self.limits, clock=lambda: 0.0)
 
     async def __aexit__(self, *_: object) -> None:
         for gate in (*self.before.values(), *self.after.values()):
             gate.open.set()
-        await self._runner.cleanup()
+        await super().__aexit__()
 
     async def _status(self, _request: web.Request) -> web.Response:
         self.asked += 1
         if not self.has_api:
             return web.Response(status=404)
         refusal = None if self.offers else protocol.Problem(code="incompatible", message="no sessions here")
-        return _json(
-            protocol.Status(
-                plugin_version="0",
-                sglang_version="0",
-                role=self.role,
-                device="cpu",
-                page_size=LIMITS.page_size,
-                bootstrap_port=8998 if self.role == "prefill" else None,
-                sessions=self.table.status(1) if self.offers else None,
-                refusal=refusal,
-                hooks=(),
-            )
-        )
+        sessions = self.table.status(PAGE_BYTES) if self.offers else None
+        return status_of(self.role, sessions, refusal, self.limits.page_size)
 
     async def _open(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request, protocol.OpenRequest)
@@ -133,7 +134,7 @@ class FakeWorker:
         held = 0 if session is None else session.held
         if session is not None and session.state == "open":
             self.table.end(session, "closed", "it was closed")
-        return _json(protocol.CloseReply(session_id=body.session_id, freed_tokens=held))
+        return reply(protocol.CloseReply(session_id=body.session_id, freed_tokens=held))
 
     async def _abort(self, request: web.Request) -> web.Response:
         self.calls.append("abort")
@@ -151,14 +152,14 @@ class FakeWorker:
         try:
             if (refused := await self._fail_before("commit", request)) is not None:
                 return refused
-            session = self.table.commit(body.session_id, body.seq, body.input_ids)
+            session = self._committed(body)
         except Refused as refusal:
             return _problem(refusal.problem)
         aborted = self._requests[session.id] = asyncio.Event()
         response = web.StreamResponse()
         try:
             await response.prepare(request)
-            await self._stream(request, response, session, body.sampling_params["max_new_tokens"])
+            await self._stream_session(request, response, session, body.sampling_params)
         except ConnectionResetError:
             # The client has left. The request goes on until it is aborted.
             await aborted.wait()
@@ -167,19 +168,62 @@ class FakeWorker:
             self.table.end(session, "committed", "it was committed")
         return response
 
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        """A plain request; the decode worker's half is the one that counts."""
+        body = await request.json()
+        kind, ids, sampling = body["rid"].partition("-")[0], body["input_ids"], body["sampling_params"]
+        if self.role == "prefill":
+            return web.json_response(chunk([], "", {"type": "length"}, prompt=len(ids)))
+        if self._fails(kind):
+            return web.json_response({"error": {"message": "no more room", "code": "busy"}}, status=503)
+        between, page = self._between, self.limits.page_size
+        between.prompts.append((kind, ids))
+        cached = 0
+        # Whole pages, and never the last token.
+        while cached + page < len(ids) and tuple(ids[: cached + page]) in between.cached:
+            cached += page
+        between.cached.update(tuple(ids[:end]) for end in range(page, len(ids) + 1, page))
+        between.transfers.append(self._pages(len(ids) - cached))
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await self._stream(request, response, ids, cached, sampling, asyncio.Event())
+        return response
+
+    async def _loads(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            {"loads": [{"max_total_num_tokens": self.limits.max_held_tokens, "num_used_tokens": 0}]}
+        )
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        megabytes = sum(self._between.transfers) * PAGE_BYTES / 2**20
+        return web.Response(
+            text="# HELP sglang:kv_transfer_total_mb Histogram\n"
+            f'sglang:kv_transfer_total_mb_sum{{engine="prefill",name="a}}b"}} {megabytes!r}\n'
+            f'sglang:kv_transfer_total_mb_count{{engine="prefill",name="a}}b"}} {len(self._between.transfers)}.0\n'
+            'sglang:other{engine="prefill"} 7\n'
+        )
+
     def _answer(self, session: Session) -> web.Response:
-        session.hold(session.whole_pages(LIMITS.page_size), 0)
+        """What a worker does with new tokens: their whole pages are there at once."""
+        before = session.held
+        session.hold(session.whole_pages(self.limits.page_size), 0)
+        self.table.counters.early_pages += self._pages(session.held - before)
         self.opened.set()
-        return _json(session.reply(0.0))
+        return reply(session.reply(0.0))
+
+    def _committed(self, body: protocol.CommitRequest) -> Session:
+        session = self.table.commit(body.session_id, body.seq, body.input_ids)
+        self.table.counters.commit_pages += self._pages(len(session.ids) - session.held)
+        return session
 
     def _prefilled(self, body: protocol.CommitRequest) -> web.Response:
-        session = self.table.commit(body.session_id, body.seq, body.input_ids)
+        session = self._committed(body)
         self._room(session).set_result(list(session.ids))
         self.table.end(session, "committed", "it was committed")
-        return web.json_response(_event([], "", len(session.ids), 0, {"type": "length"}))
+        return web.json_response(chunk([], "", {"type": "length"}, prompt=len(session.ids), cached=session.held))
 
-    async def _stream(
-        self, request: web.Request, response: web.StreamResponse, session: Session, max_new_tokens: int
+    async def _stream_session(
+        self, request: web.Request, response: web.StreamResponse, session: Session, sampling: dict[str, Any]
     ) -> None:
         """Answer as the engine's stream does, once the prefill worker has sent the prompt."""
         aborted, prompt = self._requests[session.id], list(session.ids)
@@ -190,7 +234,20 @@ class FakeWorker:
         await _unless(aborted, asyncio.wait([self._room(session)]))
         if not aborted.is_set():
             assert self._room(session).result() == prompt, "both workers have the same prompt"
-        answer = fake_answer(prompt, max_new_tokens, LIMITS.vocabulary)
+            self._between.prompts.append(("session", prompt))
+        await self._stream(request, response, prompt, 0, sampling, aborted)
+
+    async def _stream(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        prompt: list[int],
+        cached: int,
+        sampling: dict[str, Any],
+        aborted: asyncio.Event,
+    ) -> None:
+        limit, count = sampling["max_new_tokens"], 0
+        answer = fake_answer(prompt, limit, self.limits.vocabulary, whole=sampling.get("ignore_eos", False))
         for position, token in enumerate(answer):
             if position == 1:
                 if (gate := self.before.get("token")) is not None:
@@ -198,15 +255,17 @@ class FakeWorker:
                 if await self._broke_off("token", request, response):
                     return
             await _unless(aborted, asyncio.sleep(self.pace_s))
-            if aborted.is_set():
-                await _send(response, _event([], "", len(prompt), position, {"type": "abort", "message": "Abort"}))
-                return
             finish, count = None, position + 1
+            if aborted.is_set():
+                end = {"type": "abort", "message": "Abort"}
+                await send(response, chunk([], "", end, prompt=len(prompt), count=position, cached=cached))
+                return
             if count == len(answer):
-                cut = len(answer) == max_new_tokens
+                cut = len(answer) == limit
                 finish, count = {"type": "length" if cut else "stop"}, count + (not cut)
-            await _send(response, _event([token], f" {token}", len(prompt), count, finish))
-        await response.write(b"data: [DONE]\n\n")
+            event = chunk([token], f" {token}", finish, prompt=len(prompt), count=count, cached=cached)
+            await send(response, event)
+        await done(response)
 
     async def _serve(self, call: Call, request: web.Request, work: Callable[[], web.Response]) -> web.StreamResponse:
         try:
@@ -224,6 +283,8 @@ class FakeWorker:
     async def _fail_before(self, call: Call, request: web.Request) -> web.Response | None:
         if (gate := self.before.get(call)) is not None:
             await gate.hold()
+        if self._fails(call):
+            raise Refused("closed" if call == "commit" else "over_budget", "the fake worker was told to refuse once")
         if (code := self.refusals.get(call)) is not None:
             raise Refused(code, "the fake worker was told to refuse")
         if self.faults.get(call) == "status":
@@ -233,11 +294,16 @@ class FakeWorker:
             return web.Response()
         return None
 
+    def _fails(self, what: str) -> bool:
+        failing = self.fail[what] > 0
+        self.fail[what] -= failing
+        return failing
+
     async def _broke_off(self, call: Call, request: web.Request, response: web.StreamResponse) -> bool:
         """Whether the stream ends here, as `faults` says."""
         fault = self.faults.get(call)
         if fault == "event":
-            await _send(response, {"error": {"message": "the fake worker was told to fail"}})
+            await send(response, {"error": {"message": "the fake worker was told to fail"}})
         elif fault in ("cut", "cut_after"):
             _cut(request)
         return fault is not None
@@ -247,20 +313,38 @@ class FakeWorker:
         return msgspec.json.decode(await request.read(), type=kind)
 
     def _room(self, session: Session) -> asyncio.Future[list[int]]:
-        return self.rooms.setdefault(session.room, asyncio.get_running_loop().create_future())
+        return self._between.rooms.setdefault(session.room, asyncio.get_running_loop().create_future())
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.limits.page_size)
 
 
 class FakePair:
-    """A prefill and a decode worker; use as `async with`."""
+    """A prefill and a decode worker; use as `async with`. The decode worker also serves what sglang-router would."""
 
-    def __init__(self) -> None:
-        rooms: dict[int, asyncio.Future[list[int]]] = {}
-        self.prefill = FakeWorker("prefill", rooms)
-        self.decode = FakeWorker("decode", rooms)
+    def __init__(
+        self,
+        limits: Limits = LIMITS,
+        *,
+        sessions: bool = True,
+        fail: Counter[str] | None = None,
+        pace_s: float = 0.0,
+    ) -> None:
+        """`fail` and `pace_s` are the decode worker's. Without `sessions` neither offers any."""
+        self._between = _Between()
+        self.prefill = FakeWorker("prefill", self._between, limits)
+        self.decode = FakeWorker("decode", self._between, limits)
+        self.prefill.offers = self.decode.offers = sessions
+        self.decode.fail, self.decode.pace_s = fail or Counter(), pace_s
 
     @property
     def config(self) -> PairConfig:
         return PairConfig(prefill=self.prefill.url, decode=self.decode.url)
+
+    @property
+    def prompts(self) -> list[tuple[str, list[int]]]:
+        """Kind (`session`, or the first word of the id) and ids of every prompt that was generated from, in order."""
+        return self._between.prompts
 
     @property
     def sessions(self) -> int:
@@ -289,35 +373,10 @@ async def _unless(stopped: asyncio.Event, work: Any) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-
-
 def _cut(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
 
 
-def _json(reply: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
-
-
 def _problem(problem: protocol.Problem) -> web.Response:
-    body = msgspec.json.encode(protocol.ProblemReply(error=problem))
-    return web.Response(body=body, status=problem.http_status, content_type="application/json")
-
-
-def _event(
-    ids: list[int], text: str, prompt_tokens: int, completion_tokens: int, finish: dict[str, Any] | None
-) -> dict[str, Any]:
-    return {
-        "text": text,
-        "output_ids": ids,
-        "meta_info": {
-            "finish_reason": finish,
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "cached_tokens": 0,
-            "output_token_logprobs": [[-0.5, token, None] for token in ids],
-        },
-    }
+    return reply(protocol.ProblemReply(error=problem), problem.http_status)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
-from tests.local_server import LocalServer
+from tests.fakes.server import LocalServer, done, send
 
 Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
 
@@ -55,14 +54,10 @@ class FakeOpenAI(LocalServer):
             raise web.HTTPUnauthorized(text="wrong key")
 
 
-async def send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-
-
 async def end(response: web.StreamResponse, **usage: Any) -> None:
     """The counts, and the mark that nothing follows."""
     await send(response, {"choices": [], "usage": usage})
-    await response.write(b"data: [DONE]\n\n")
+    await done(response)
 
 
 def chunk(text: str, ids: Sequence[int] | None = None, finish: str | None = None, **more: Any) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 
 from sglang_ext import protocol
-from tests.local_server import LocalServer
+from tests.fakes.server import LocalServer
 
 Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
 
@@ -51,38 +50,57 @@ class FakeSglang(LocalServer):
         return web.Response()
 
     async def _status(self, _request: web.Request) -> web.Response:
-        status = protocol.Status(
-            plugin_version="0",
-            sglang_version="0",
-            role="prefill",
-            device="cpu",
-            page_size=16,
-            bootstrap_port=1234,
-            sessions=None,
-            refusal=None,
-            hooks=(),
-        )
-        return web.Response(body=msgspec.json.encode(status))
+        return status_of("prefill", None)
 
     async def _readiness(self, _request: web.Request) -> web.Response:
         return web.Response(status=200 if self.ready else 503)
 
 
-async def send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-
-
-def chunk(ids: list[int], text: str = "", finish: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One event of SGLang 0.5.23 with `--incremental-streaming-output`."""
+def chunk(
+    ids: list[int],
+    text: str = "",
+    finish: dict[str, Any] | None = None,
+    *,
+    prompt: int = 5,
+    count: int | None = None,
+    cached: int = 2,
+) -> dict[str, Any]:
+    """One event of SGLang 0.5.23 with `--incremental-streaming-output`; `count` is of all tokens of the answer yet."""
     return {
         "text": text,
         "output_ids": ids,
         "meta_info": {
             "id": "r",
             "finish_reason": finish,
-            "prompt_tokens": 5,
-            "completion_tokens": len(ids),
-            "cached_tokens": 2,
-            "output_token_logprobs": [[-0.25, token, None] for token in ids],
+            "prompt_tokens": prompt,
+            "completion_tokens": len(ids) if count is None else count,
+            "cached_tokens": cached,
+            "output_token_logprobs": [[-0.5, token, None] for token in ids],
         },
     }
+
+
+def status_of(
+    role: Literal["prefill", "decode"],
+    sessions: protocol.SessionsStatus | None,
+    refusal: protocol.Problem | None = None,
+    page_size: int = 16,
+) -> web.Response:
+    """What a worker says of itself, whose extension offers `sessions`."""
+    return reply(
+        protocol.Status(
+            plugin_version="0",
+            sglang_version="0",
+            role=role,
+            device="cpu",
+            page_size=page_size,
+            bootstrap_port=8998 if role == "prefill" else None,
+            sessions=sessions,
+            refusal=refusal,
+            hooks=(),
+        )
+    )
+
+
+def reply(body: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json", status=status)

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from shell_router.record import Mode, RunRecord
 from tests.experiments.records import make_record
+from tests.fakes.server import LocalServer, done, send
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -84,25 +85,17 @@ class FakeRouter:
         self._loop.run_until_complete(self._main())
 
     async def _main(self) -> None:
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/v1/models", self._models),
-                web.post("/v1/chat/completions", self._chat),
-                web.get("/v1/runs/{id}", self._run),
-                web.get("/v1/runs/{id}/events", self._events),
-                web.post("/flush_cache", self._flush),
-            ]
-        )
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
-        self._up.set()
-        await self._stop.wait()
-        await runner.cleanup()
+        routes = [
+            web.get("/v1/models", self._models),
+            web.post("/v1/chat/completions", self._chat),
+            web.get("/v1/runs/{id}", self._run),
+            web.get("/v1/runs/{id}/events", self._events),
+            web.post("/flush_cache", self._flush),
+        ]
+        async with LocalServer(routes, cancels=False) as server:
+            self.url = server.url
+            self._up.set()
+            await self._stop.wait()
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": tree} for tree in self._trees]})
@@ -129,16 +122,16 @@ class FakeRouter:
         )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await _send(response, _chunk(run_id, {"role": "assistant", "content": ""}))
+        await send(response, _chunk(run_id, {"role": "assistant", "content": ""}))
         for piece in reply.pieces:
-            await _send(response, _chunk(run_id, {"content": piece}))
+            await send(response, _chunk(run_id, {"content": piece}))
         if reply.before_end is not None:
             reply.before_end()
         if reply.stream_error is not None:
-            await _send(response, {"error": {"message": reply.stream_error, "type": "engine", "code": None}})
+            await send(response, {"error": {"message": reply.stream_error, "type": "engine", "code": None}})
         elif not reply.cut:
-            await _send(response, _chunk(run_id, {}))
-            await response.write(b"data: [DONE]\n\n")
+            await send(response, _chunk(run_id, {}))
+            await done(response)
         return response
 
     async def _run(self, request: web.Request) -> web.Response:
@@ -149,15 +142,11 @@ class FakeRouter:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         # Longer than any line buffer: prompts of many agents are in one event.
-        await _send(response, {"event": "begin", "padding": "x" * 300_000})
-        await _send(response, {"event": "end", "run": request.match_info["id"]})
-        await response.write(b"data: [DONE]\n\n")
+        await send(response, {"event": "begin", "padding": "x" * 300_000})
+        await send(response, {"event": "end", "run": request.match_info["id"]})
+        await done(response)
         return response
 
 
 def _chunk(run_id: str, delta: dict[str, str]) -> dict[str, Any]:
     return {"id": run_id, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}
-
-
-async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.local_server import LocalServer
+from tests.fakes.server import LocalServer
 
 
 def listed(url: str, kind: str, healthy: bool = True) -> dict[str, Any]:
