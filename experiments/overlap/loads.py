@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-from collections.abc import AsyncIterator
 from typing import Literal
 
 import msgspec
@@ -78,18 +76,6 @@ class BusyDecode:
                 "busy", self._tokens(_BUSY_PROMPT), self._parameters.busy_tokens, lambda _: decoding.set()
             )
             decoding.clear()
-
-
-@contextlib.asynccontextmanager
-async def busy(
-    load: Load, client: PairClient, tokens: TokenSource, parameters: LoadParameters
-) -> AsyncIterator[BusyDecode | None]:
-    """The load that goes on all the time, if `load` has one."""
-    if load != "busy_decode":
-        yield None
-        return
-    async with BusyDecode(client, tokens, parameters) as running:
-        yield running
 
 
 async def press(client: PairClient, tokens: TokenSource, parameters: LoadParameters) -> None:

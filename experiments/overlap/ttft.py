@@ -11,13 +11,14 @@ import itertools
 import random
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import nullcontext
 
 import msgspec
 
 from experiments.kernel.engine import PairClient, TokenSource, closing, read_answer
 from experiments.overlap import stats
 from experiments.overlap.counters import Snapshot, moved, snapshot
-from experiments.overlap.loads import BusyDecode, Load, LoadParameters, busy, press
+from experiments.overlap.loads import BusyDecode, Load, LoadParameters, press
 from experiments.overlap.stats import Goal, Mode, Sample, goal
 from sglang_ext.protocol import Status
 from shell_router.errors import EngineError
@@ -100,7 +101,8 @@ class Bench:
             draw = random.Random(f"{parameters.seed}/{load}")
             each = [(case, mode) for case in under for mode in parameters.modes]
             self._last = await snapshot(self._client)
-            async with busy(load, self._client, self._tokens, parameters.loads) as background:
+            busy = BusyDecode(self._client, self._tokens, parameters.loads) if load == "busy_decode" else nullcontext()
+            async with busy as background:
                 for repetition in range(-parameters.warmups, parameters.repetitions):
                     for case, mode in draw.sample(each, len(each)):
                         named = Sample(case=case.name, mode=mode, repetition=repetition, warmup=repetition < 0)
