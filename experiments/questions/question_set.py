@@ -94,11 +94,13 @@ def _read(name: str, found: Entry, where: Where, language: str) -> tuple[Rows, F
         for file in found.offline:
             if (rows := read_offline(file, language)) is not None:
                 return rows, file
+    ways = [describe(file) for file in found.offline]
     if where == "offline" or found.hub is None:
-        ways = [describe(file) for file in found.offline] or ["nothing holds it offline"]
-        ways += [describe(found.hub)] if found.hub is not None else []
+        ways = [*(ways or ["nothing holds it offline"]), *([describe(found.hub)] if found.hub is not None else [])]
         in_language = f" in {language!r}" if language != "en" else ""
-        raise ConfigError(
-            f"{name}{in_language} is not {'on the hub' if where == 'hub' else 'here'}: {'; or '.join(ways)}"
-        )
-    return read_hub(found.hub, found.split, language), found.hub
+        place = "on the hub" if where == "hub" else "here"
+        raise ConfigError(f"{name}{in_language} is not {place}: {'; or '.join(ways)}")
+    try:
+        return read_hub(found.hub, found.split, language), found.hub
+    except ConfigError as error:
+        raise ConfigError("; without it: ".join(filter(None, [str(error), "; or ".join(ways)]))) from error

@@ -263,7 +263,7 @@ def test_a_hub_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) ->
         raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(ConfigError, match=r"Idavidrein/gpqa cannot be read .*no route.*accepting its terms"):
+    with pytest.raises(ConfigError, match=r"Idavidrein/gpqa cannot be read .*no route.*HF_TOKEN.*; without it: pip"):
         load_questions("gpqa_diamond", where="hub")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match="pip install datasets"):
