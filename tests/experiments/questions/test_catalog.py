@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from experiments.questions import CATALOG, QuestionsConfig
 from experiments.questions.catalog import Entry, Package
+from experiments.questions.pool import _INSTALL
 
 
 def test_every_prompt_has_the_places_that_its_rows_fill() -> None:
@@ -30,6 +32,11 @@ def test_what_the_repository_installs_is_what_the_catalog_reads() -> None:
         for source in entry.offline:
             if isinstance(source, Package):
                 assert f"{source.distribution}=={source.version}" in pinned
+
+
+def test_the_scorer_that_is_told_to_be_installed_is_the_one_of_the_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert _INSTALL["math"].removeprefix("pip install ") in project["optional-dependencies"]["benchmarks"]
 
 
 def test_an_experiment_can_ask_for_what_is_in_the_catalog_and_for_nothing_else() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.kernel.statistics import spread
 from experiments.kernel.tables import align
-from experiments.questions import QuestionsConfig
+from experiments.questions import Question, QuestionsConfig
 from experiments.settings.aggregate import Paired, aggregate, exposed_prefill_s, hidden_prefill_s, pairs, shown_pairs
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
@@ -307,6 +307,17 @@ def test_a_question_shows_equal_answers_once() -> None:
         "  blocking 20.00 s, spliced 15.00 s: equal answers",
         "  > The answer is 18. [right]",
         "  exit 9.00 s > It is 17. [wrong]",
+    ]
+
+
+def test_an_answer_that_nobody_can_judge_is_not_called_wrong() -> None:
+    run = make_result("blocking")
+    step = msgspec.structs.replace(run.step, question=Question(id="q1", prompt="Say so.", answer=""))
+    unjudged = msgspec.structs.replace(run, step=step, correct=None)
+    assert format_question([unjudged]).splitlines() == [
+        "q1 · right answer -",
+        "  Say so.",
+        "  blocking 20.00 s > The answer is 18. [nobody can tell]",
     ]
 
 
