@@ -133,9 +133,10 @@ def read_hub(source: Hub, split: str, language: str) -> Rows:
         try:
             dataset = datasets.load_dataset(source.repository, config, split=source.split or split)
         except (OSError, ValueError) as error:
-            terms = "; its terms have to be accepted there, and HF_TOKEN to be set" if source.gated else ""
-            raise ConfigError(
-                f"{source.repository} cannot be read from the hub ({type(error).__name__}: {error}){terms}"
-            ) from error
+            cannot = f"{source.repository} cannot be read from the hub ({type(error).__name__}"
+            if source.gated:
+                # What must not be seen without its terms is not to be seen in a message either.
+                raise ConfigError(f"{cannot}); its terms have to be accepted there, and HF_TOKEN to be set") from None
+            raise ConfigError(f"{cannot}: {error})") from error
         groups.append((config or "" if len(configs) > 1 else "", tuple(dict(row) for row in dataset)))
     return Rows(source=f"hub {source.repository}", groups=tuple(groups))

@@ -260,11 +260,16 @@ def test_rows_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_hub_that_fails_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(repository: str, config: str | None, *, split: str) -> list[Mapping[str, Any]]:
-        raise ConnectionError("no route")
+        raise ConnectionError(f"no route to {repository}")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(ConfigError, match=r"Idavidrein/gpqa cannot be read .*no route.*HF_TOKEN.*; without it: pip"):
+    with pytest.raises(ConfigError, match=r"SaylorTwift/bbh cannot be read .*no route.*; without it: set GRAFT_DATA"):
+        load_questions("bbh", where="hub")
+    with pytest.raises(
+        ConfigError, match=r"gpqa cannot be read .*ConnectionError\); its terms .*; without it: pip"
+    ) as told:
         load_questions("gpqa_diamond", where="hub")
+    assert "no route" not in str(told.value)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match="pip install datasets"):
         load_questions("bbh", where="hub")
