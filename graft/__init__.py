@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shell_router.errors import GraftError
     from shell_router.options import RunOptions
     from shell_router.record import RunRecord
+    from shell_router.replay import replay
 
     __version__: str
 
@@ -42,6 +43,7 @@ __all__ = [
     "StreamError",
     "Tree",
     "__version__",
+    "replay",
     "serve",
 ]
 
@@ -76,6 +78,10 @@ def __getattr__(name: str) -> object:
         from shell_router.record import RunRecord
 
         return RunRecord
+    if name == "replay":
+        from shell_router.replay import replay
+
+        return replay
     if name == "__version__":
         from importlib.metadata import version
 

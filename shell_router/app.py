@@ -17,7 +17,8 @@ from shell_router.errors import BodyTooLarge, RequestError, RouterError
 from shell_router.handlers import health, metrics, openai, runs
 from shell_router.handlers.keys import CLIENT_STALL_S, DEFAULT_CLIENT_STALL_S, METRICS, SERVICE
 from shell_router.metrics import Metrics
-from shell_router.service import Service, load_trees
+from shell_router.prepare import Preparer, load_trees
+from shell_router.service import Service
 from shell_router.tokenizer import HubTokenizer
 from shell_router.transport.capabilities import describe, probe
 from shell_router.transport.engines import Engines
@@ -88,15 +89,19 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
                 logger.warning("%s", told)
         engine = Engines(models, capabilities, config.limits, client, rosters)
         incremental = IncrementalSessions(models, config.limits, client, engine, rosters)
-        service = Service(
+        preparer = Preparer(
             trees=trees,
             models=models,
             tokenizers=tokenizers,
             capabilities=capabilities,
+            compares=config.embedding is not None,
+            limits=config.limits,
+        )
+        service = Service(
+            preparer=preparer,
             engine=engine,
             sessions={"incremental": incremental, "resend": ResendSessions(engine)},
             assessor=assessor,
-            compares=config.embedding is not None,
             limits=config.limits,
         )
         yield build_app(

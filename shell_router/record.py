@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from shell_router.core.agent_progress import AgentState
 from shell_router.core.early_exit import ExitPolicy, Verdict
 from shell_router.core.plan import ChunkPolicy
 from shell_router.core.tree import FailurePolicy
@@ -22,8 +23,19 @@ was resent. The others ended in a plain request. `refused`: a worker would not o
 dropped it, or would not go on. `broken`: a connection or an answer broke. `rewritten`: an answer that had been sent was
 cancelled, and so is no part of the prompt."""
 RunState = Literal["running", "done", "failed", "cancelled"]
-AgentState = Literal["waiting", "streaming", "done", "cancelled", "skipped", "failed"]
-"""`cancelled`: stopped on the engine. `skipped`: never asked for an answer."""
+CheckOutcome = Literal["exit", "nobody_left", "goes_on", "error", "unanswered"]
+"""What became of a check. `exit`: it made agents needless. `nobody_left`: it would have, and all had ended. `goes_on`:
+the answers do not suffice. `error`: they could not be compared. `unanswered`: the run was over first."""
+
+
+class RunHead(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed about a run when it starts. `created` is Unix time in seconds."""
+
+    id: str
+    mode: Mode
+    seed: int
+    created: float
+    question: str
 
 
 class ChunkRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +169,14 @@ class CheckRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Why there is no verdict."""
     cancelled: tuple[str, ...]
     """Agents that it made needless."""
+
+    @property
+    def outcome(self) -> CheckOutcome:
+        if self.cancelled:
+            return "exit"
+        if self.verdict is None:
+            return "unanswered" if self.error is None else "error"
+        return "nobody_left" if self.verdict.exits or self.verdict.agrees else "goes_on"
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):

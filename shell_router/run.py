@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
-import msgspec
-
 from shell_router.assess.base import AssessError, Assessor
+from shell_router.core.agent_progress import AgentState
 from shell_router.core.events import (
     Append,
     Appended,
@@ -32,18 +31,10 @@ from shell_router.core.events import (
     Tokens,
 )
 from shell_router.core.plan import Plan
-from shell_router.core.progress import AgentState, Progress
 from shell_router.errors import DeadlineExceeded, EngineError, RunFailed
-from shell_router.record import (
-    AgentRecord,
-    CheckRecord,
-    ChunkRecord,
-    Mode,
-    ReplayRecord,
-    RunRecord,
-    Usage,
-)
-from shell_router.replay_record import replay_record
+from shell_router.record import ReplayRecord, RunHead, RunRecord, RunSummary
+from shell_router.recording import Way, record_of, summary_of
+from shell_router.replay.beginning import beginning_of
 from shell_router.transport.base import PrefillSession
 
 logger = logging.getLogger(__name__)
@@ -52,27 +43,6 @@ T = TypeVar("T")
 
 # The tokens of one decode step reach the router within a few milliseconds of one another, one stream after the other.
 _SETTLE_S = 0.01
-
-_STATES: dict[AgentState, Literal["waiting", "streaming", "done", "cancelled", "skipped", "failed"]] = {
-    AgentState.WAITING: "waiting",
-    AgentState.APPENDING: "waiting",
-    AgentState.COMMITTED: "waiting",
-    AgentState.STREAMING: "streaming",
-    AgentState.DONE: "done",
-    AgentState.CANCELLED: "cancelled",
-    AgentState.SKIPPED: "skipped",
-    AgentState.FAILED: "failed",
-}
-
-
-class RunHead(msgspec.Struct, frozen=True, kw_only=True):
-    """What is fixed about a run when it starts. `created` is Unix time in seconds."""
-
-    id: str
-    mode: Mode
-    seed: int
-    created: float
-    question: str
 
 
 class Run:
@@ -93,7 +63,7 @@ class Run:
         self._sessions = sessions
         self._assessor = assessor
         self._compared = plan.compared
-        self._replays: dict[str, ReplayRecord] = {}
+        self._beginnings: Mapping[str, ReplayRecord | None] = {}
         self._clock = clock
         self._began = clock()
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
@@ -187,108 +157,16 @@ class Run:
 
     def record(self) -> RunRecord:
         """The run as it stands now."""
-        plan, outcome = self._plan, self._plan.outcome
-        agents = tuple(self._agent_record(progress) for progress in plan.progress.values())
-        asked = [agent for agent in agents if agent.committed_s is not None]
-        done = outcome is not None and outcome.state == "done"
-        ttft = plan.progress[plan.tree.root.id].first_token
-        return RunRecord(
-            id=self.head.id,
-            tree=plan.tree.name,
-            mode=self.head.mode,
-            seed=self.head.seed,
-            created=self.head.created,
-            state=outcome.state if outcome else "running",
-            error=outcome.error if outcome else None,
-            answered_by=outcome.answered_by if outcome else None,
-            degraded=done and any(agent.state == "failed" for agent in agents),
-            missing=plan.missing,
-            early_exit=plan.exit_policy,
-            failures=plan.failures,
-            chunk_policy=plan.chunks,
-            checks=tuple(
-                CheckRecord(
-                    cluster=check.cluster,
-                    step=check.step,
-                    agents=check.agents,
-                    asked_s=check.asked,
-                    answered_s=check.answered,
-                    likeness=check.likeness,
-                    ballots=check.ballots,
-                    verdict=check.verdict,
-                    error=check.error,
-                    cancelled=check.cancelled,
-                )
-                for check in plan.checks
-            ),
-            question=self.head.question,
-            agents=agents,
-            # Who stands in for a root is read all at once, at the run's end.
-            ttft_s=plan.concluded_at if done and ttft is None else ttft,
-            duration_s=plan.concluded_at if done else None,
-            usage=Usage(
-                prompt_tokens=sum(agent.prompt_tokens for agent in asked),
-                completion_tokens=sum(agent.output_tokens for agent in asked),
-                cached_tokens=sum(agent.cached_tokens for agent in asked),
-            ),
-            tokens_saved=sum(agent.tokens_saved for agent in agents),
-            kv_freed_tokens=sum(agent.kv_freed_tokens for agent in agents),
-        )
+        ways = {agent: Way(each.served_by, each.fallback) for agent, each in self._sessions.items()}
+        if self._plan.outcome is not None and not self._beginnings:
+            # Once: a plan that has concluded does not change any more.
+            self._beginnings = {agent: beginning_of(self._plan, agent) for agent in self._plan.progress}
+        beginnings = self._beginnings or dict.fromkeys(self._plan.progress)
+        return record_of(self.head, self._plan, ways, beginnings)
 
-    def _agent_record(self, progress: Progress) -> AgentRecord:
-        agent, finished, answers = progress.agent, progress.finished, self._plan.answers
-        session = self._sessions[agent.id]
-        prompt_tokens = finished.prompt_tokens if finished else len(progress.prompt.ids)
-        output_tokens = finished.completion_tokens if finished else answers.length(agent.id)
-        stopped = progress.state in (AgentState.CANCELLED, AgentState.SKIPPED)
-        return AgentRecord(
-            id=agent.id,
-            model=agent.model,
-            layer=agent.layer,
-            cluster=agent.cluster,
-            precursors=agent.precursors,
-            stage=agent.stage,
-            slot_order=tuple(progress.prompt.bound),
-            bound_s=tuple(progress.bound_at),
-            state=_STATES[progress.state],
-            error=progress.error,
-            finish_reason=finished.reason if finished else None,
-            attempts=progress.attempts,
-            resumed_tokens=progress.resumed,
-            confidence=answers.confidence(agent.id),
-            served_by=session.served_by,
-            fallback=session.fallback,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            cached_tokens=finished.cached_tokens if finished else 0,
-            ready_s=progress.ready,
-            committed_s=progress.committed,
-            first_token_s=progress.first_token,
-            ended_s=progress.ended,
-            chunks=tuple(
-                ChunkRecord(sent_s=chunk.sent, answered_s=chunk.answered, tokens=chunk.tokens)
-                for chunk in progress.chunks
-            ),
-            hidden_prefill_s=progress.hidden_prefill,
-            exposed_prefill_s=progress.exposed_prefill,
-            hidden_prefill_tokens=progress.hidden_prefill_tokens,
-            taken_back_tokens=progress.taken_back,
-            held_back_tokens=answers.held_back_tokens(agent.id),
-            tokens_saved=answers.remaining(agent.id) if stopped else 0,
-            kv_freed_tokens=progress.held_tokens + output_tokens if progress.state is AgentState.CANCELLED else 0,
-            text=answers.text(agent.id),
-            output_ids=tuple(answers.ids(agent.id)),
-            prompt_ids=tuple(progress.prompt.ids) if progress.prompt.whole else (),
-            replay=self._replay_record(agent.id),
-        )
-
-    def _replay_record(self, agent: str) -> ReplayRecord | None:
-        """Made once: a plan that has concluded does not change any more."""
-        if self._plan.outcome is None:
-            return None
-        if agent not in self._replays:
-            self._replays[agent] = replay_record(self._plan, agent)
-        return self._replays[agent]
+    def summary(self) -> RunSummary:
+        """The same in short; costs next to nothing."""
+        return summary_of(self.head, self._plan)
 
     def _now(self) -> float:
         return self._clock() - self._began

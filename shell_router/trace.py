@@ -25,6 +25,7 @@ from collections import Counter
 from typing import Any
 
 from shell_router.record import AgentRecord, CheckRecord, RunRecord
+from shell_router.spans import failed_append, spans_of
 
 Event = dict[str, Any]
 
@@ -147,62 +148,48 @@ def _last_known(record: RunRecord) -> float:
 
 def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
     """What `agent` did until it ended, at the latest until `end`."""
-    over = end if agent.ended_s is None else agent.ended_s
-    unfinished = True if agent.state in ("waiting", "streaming") else None
-    ready = over if agent.ready_s is None else agent.ready_s
-    cause = "precursors" if agent.precursors else "its stage"
-    late: list[tuple[int, int, float]] = []
     for number, chunk in enumerate(agent.chunks, start=1):
-        if chunk.answered_s is None and agent.first_token_s is not None:
-            # An answer waits for the append in flight: this one failed, and the record does not know when.
+        if failed_append(agent, number):
             track.mark("append failed", chunk.sent_s, chunk=number, tokens=chunk.tokens)
-            continue
-        answered = over if chunk.answered_s is None else chunk.answered_s
-        track.wait(min(chunk.sent_s, ready), cause)
-        track.lay(
-            "hidden prefill",
-            "prefill,hidden",
-            min(answered, ready),
-            chunk=number,
-            tokens=chunk.tokens,
-            unfinished=unfinished if chunk.answered_s is None else None,
-        )
-        if answered > ready:
-            late.append((number, chunk.tokens, answered))
-    track.wait(ready, cause, unfinished=unfinished if agent.ready_s is None else None)
-    if agent.ready_s is None:
-        return
-
-    first = over if agent.first_token_s is None else agent.first_token_s
-    for number, tokens, answered in late:
-        track.lay("exposed append", "prefill,exposed", min(answered, first), chunk=number, tokens=tokens)
-    track.lay(
-        "exposed prefill",
-        "prefill,exposed",
-        first,
-        model=agent.model,
-        prompt_tokens=agent.prompt_tokens,
-        hidden_prefill_tokens=agent.hidden_prefill_tokens,
-        **_way(agent),
-        unfinished=unfinished if agent.first_token_s is None else None,
-    )
-    if agent.first_token_s is None:
-        return
-    track.lay(
-        "decode",
-        "decode",
-        over,
-        model=agent.model,
-        prompt_tokens=agent.prompt_tokens,
-        cached_tokens=agent.cached_tokens,
-        output_tokens=agent.output_tokens,
-        tokens_per_second=_rate(agent),
-        confidence=agent.confidence,
-        finish_reason=agent.finish_reason,
-        **_way(agent),
-        resumed_tokens=agent.resumed_tokens or None,
-        unfinished=unfinished,
-    )
+    for span in spans_of(agent, end):
+        unfinished = True if span.unfinished else None
+        tokens = agent.chunks[span.chunk - 1].tokens if span.chunk else None
+        match span.kind:
+            case "waiting":
+                track.wait(span.end, "precursors" if agent.precursors else "its stage", unfinished=unfinished)
+            case "hidden":
+                track.lay(
+                    "hidden prefill", "prefill,hidden", span.end, chunk=span.chunk, tokens=tokens, unfinished=unfinished
+                )
+            case "exposed_append":
+                track.lay("exposed append", "prefill,exposed", span.end, chunk=span.chunk, tokens=tokens)
+            case "exposed":
+                track.lay(
+                    "exposed prefill",
+                    "prefill,exposed",
+                    span.end,
+                    model=agent.model,
+                    prompt_tokens=agent.prompt_tokens,
+                    hidden_prefill_tokens=agent.hidden_prefill_tokens,
+                    **_way(agent),
+                    unfinished=unfinished,
+                )
+            case "decode":
+                track.lay(
+                    "decode",
+                    "decode",
+                    span.end,
+                    model=agent.model,
+                    prompt_tokens=agent.prompt_tokens,
+                    cached_tokens=agent.cached_tokens,
+                    output_tokens=agent.output_tokens,
+                    tokens_per_second=_rate(agent),
+                    confidence=agent.confidence,
+                    finish_reason=agent.finish_reason,
+                    **_way(agent),
+                    resumed_tokens=agent.resumed_tokens or None,
+                    unfinished=unfinished,
+                )
 
 
 def _way(agent: AgentRecord) -> dict[str, Any]:

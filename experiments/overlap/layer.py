@@ -36,8 +36,9 @@ from shell_router.core.tree import (
 )
 from shell_router.errors import RouterError
 from shell_router.options import ForcedAnswer, RunOptions
+from shell_router.prepare import Preparer, RunRequest
 from shell_router.record import AgentRecord, RunRecord
-from shell_router.service import RunRequest, Service
+from shell_router.service import Service
 from shell_router.transport.capabilities import SGLANG
 
 ROOT = "successor"
@@ -139,15 +140,18 @@ class LayerBench:
         head, *inputs = [self._tokens(length) for length in lengths]
         answers = {f"precursor-{n}": length for n, length in enumerate(case.answers)} | {ROOT: self._parameters.answer}
         tree = layer_tree(head, dict(zip(answers, inputs, strict=False)))
-        service = Service(
+        preparer = Preparer(
             trees=[tree],
             models=self._client.models,
             tokenizers={MODEL: _Characters()},
             capabilities={MODEL: SGLANG},
+            compares=False,
+        )
+        service = Service(
+            preparer=preparer,
             engine=self._client.engine,
             sessions=self._client.sessions,
             assessor=_NothingCompared(),
-            compares=False,
         )
         options = RunOptions(
             mode="blocking" if mode == "blocking" else "spliced",

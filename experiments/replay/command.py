@@ -21,9 +21,9 @@ from experiments.replay.redecide import redecide
 from experiments.replay.report import Report, format_replays, format_settings, run_replay, setting
 from experiments.replay.settings import SWEPT, parse_settings
 from experiments.replay.source import Recorded, fetch, load
-from experiments.replay.verify import replay
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.core.early_exit import ExitOverride
+from shell_router.replay.verify import replay
 
 
 def main(argv: list[str]) -> int:
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 def make_report(runs: Sequence[Recorded], settings: Sequence[ExitOverride] = ()) -> Report:
     """Replay all runs, and decide those again that can be told about: log and record agree as far as can be seen."""
-    replays = [run_replay(run, replay(run)) for run in runs]
+    replays = [run_replay(run, replay(run.record, run.log)) for run in runs]
     told = [
         run
         for run, each in zip(runs, replays, strict=True)

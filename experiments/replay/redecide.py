@@ -18,13 +18,13 @@ from typing import Literal
 
 import msgspec
 
-from experiments.replay.rebuild import decision_plan
 from experiments.replay.source import Recorded
+from shell_router.core.agent_progress import AgentState
 from shell_router.core.early_exit import ExitOverride, ExitPolicy
 from shell_router.core.events import Appended, Assess, Assessed, Command, Settled
 from shell_router.core.plan import Plan
-from shell_router.core.progress import AgentState
 from shell_router.record import CheckRecord, RunRecord
+from shell_router.replay.rebuild import decision_plan
 
 Certainty = Literal["exact", "assumed", "unknown"]
 

@@ -10,9 +10,9 @@ from experiments.kernel.tables import align
 from experiments.replay.redecide import Certainty, Decision
 from experiments.replay.settings import describe
 from experiments.replay.source import Recorded
-from experiments.replay.verify import Replay
 from shell_router.core.early_exit import ExitOverride
 from shell_router.record import Mode
+from shell_router.replay.verify import Replay
 
 _FEW = 5
 _FOOTER = """\

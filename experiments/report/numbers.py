@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
 import msgspec
 
 from experiments.kernel.statistics import Estimate, Spread, bootstrap_mean, spread
 from experiments.settings.config import ExperimentConfig
 from experiments.settings.result import RunResult
-from shell_router.record import AgentRecord, CheckRecord, RunRecord
+from shell_router.record import AgentRecord, CheckOutcome, RunRecord
 
-Outcome = Literal["exit", "nobody left", "goes on", "failed", "unanswered"]
-"""`exit`: it made agents needless. `nobody left`: the answers sufficed, and there was nobody to cancel. `goes on`: they
-did not suffice. `failed`: there is no verdict. `unanswered`: the run went on or ended before it came."""
-OUTCOMES: tuple[Outcome, ...] = ("exit", "nobody left", "goes on", "failed", "unanswered")
+OUTCOMES: tuple[CheckOutcome, ...] = get_args(CheckOutcome)
 
 
 class LayerTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +47,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     cluster: int
     step: int
     value: float
-    outcome: Outcome
+    outcome: CheckOutcome
 
 
 class Checks(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +55,7 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True):
 
     setting: str
     checks: int
-    outcomes: dict[Outcome, int]
+    outcomes: dict[CheckOutcome, int]
     quality: Spread | None
     """Q of those that have one: votes have none."""
     qualities: tuple[Quality, ...]
@@ -124,11 +121,11 @@ def slowest_path(record: RunRecord) -> list[AgentRecord]:
 
 def checks(results: Sequence[RunResult], setting: str) -> Checks:
     """All checks of a setting, by what became of them."""
-    outcomes: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)
+    outcomes: dict[CheckOutcome, int] = dict.fromkeys(OUTCOMES, 0)
     qualities: list[Quality] = []
     for run in good_runs(results, setting):
         for check in run.record.checks if run.record is not None else ():
-            outcome = outcome_of(check)
+            outcome = check.outcome
             outcomes[outcome] += 1
             if check.verdict is not None and check.verdict.quality is not None:
                 value = check.verdict.quality
@@ -142,15 +139,6 @@ def checks(results: Sequence[RunResult], setting: str) -> Checks:
         quality=spread(each.value for each in qualities),
         qualities=tuple(qualities),
     )
-
-
-def outcome_of(check: CheckRecord) -> Outcome:
-    """What became of a check."""
-    if check.cancelled:
-        return "exit"
-    if check.verdict is None:
-        return "unanswered" if check.error is None else "failed"
-    return "nobody left" if check.verdict.exits or check.verdict.agrees else "goes on"
 
 
 def _layer(layer: int, agents: Sequence[AgentRecord]) -> LayerTimes:

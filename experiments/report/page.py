@@ -174,7 +174,16 @@ def _exits(report: RunReport) -> Iterator[Block]:
     if not any(each.checks for each in report.checks):
         yield Paragraph("No check was made in a measured run.")
     else:
-        rows = [["setting", "checks", *OUTCOMES, "runs with an exit", "Q: median (range)", "checks with Q"]]
+        rows = [
+            [
+                "setting",
+                "checks",
+                *(each.replace("_", " ") for each in OUTCOMES),
+                "runs with an exit",
+                "Q: median (range)",
+                "checks with Q",
+            ]
+        ]
         for each, setting in zip(report.checks, report.settings, strict=True):
             q = each.quality
             rows.append(

@@ -15,14 +15,15 @@ from matplotlib.patches import Patch
 
 from experiments.load.compare import Over
 from experiments.report.content import LoadCurve, RunReport
-from experiments.report.numbers import OUTCOMES, Checks, Outcome, Waterfall
+from experiments.report.numbers import OUTCOMES, Checks, Waterfall
 from experiments.settings.result import RunResult
 from experiments.settings.timeline import draw_timeline
+from shell_router.record import CheckOutcome
 
 _COLORS = ("#3B6FB6", "#E4572E", "#2A9D8F", "#8E5EA2", "#C9A227", "#5C6B73", "#B5446E", "#4C956C")
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _WAITING, _HIDDEN, _EXPOSED, _DECODE = "#D9DCE1", "#2A9D8F", "#E4572E", "#5B8DB8"
-_OUTCOMES: dict[Outcome, str] = dict(
+_OUTCOMES: dict[CheckOutcome, str] = dict(
     zip(OUTCOMES, ("#2A9D8F", "#C9A227", "#5B8DB8", "#E4572E", "#8A9099"), strict=True)
 )
 _INK, _FAINT, _GRID = "#22262B", "#667080", "#EEF0F3"
@@ -121,7 +122,9 @@ def qualities(all_of: Sequence[Checks]) -> Figure | None:
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("Q", fontsize=9, color=_FAINT)
     seen = {quality.outcome for each in rows for quality in each.qualities}
-    _legend(axes, handles=[Patch(color=_OUTCOMES[each], label=each) for each in OUTCOMES if each in seen])
+    _legend(
+        axes, handles=[Patch(color=_OUTCOMES[each], label=each.replace("_", " ")) for each in OUTCOMES if each in seen]
+    )
     return figure
 
 

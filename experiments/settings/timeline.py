@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.settings.aggregate import Pair
 from experiments.settings.result import RunResult
-from shell_router.record import AgentRecord, RunRecord
+from shell_router.record import RunRecord
+from shell_router.spans import Span, SpanKind, spans_of
 
 _WAITING = "#D9DCE1"
 _HIDDEN = "#2A9D8F"
@@ -24,20 +24,18 @@ _EXPOSED = "#E4572E"
 _DECODE = "#5B8DB8"
 _INK = "#22262B"
 _FAINT = "#8A9099"
+_COLORS: dict[SpanKind, str] = {
+    "waiting": _WAITING,
+    "hidden": _HIDDEN,
+    "exposed_append": _EXPOSED,
+    "exposed": _EXPOSED,
+    "decode": _DECODE,
+}
 _BAR = 0.62
 _ROW_INCH = 0.26
 _BASELINE_END = "end of the first"
 _PANEL_INCH = 0.85
 """Height of a panel without its rows: title, axis and air."""
-
-
-class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """A span of an agent's time, seconds since the run began."""
-
-    kind: str
-    """`waiting`, `hidden`, `exposed` or `decode`."""
-    start: float
-    end: float
 
 
 def median_pair(pairs: Sequence[Pair]) -> Pair | None:
@@ -46,26 +44,6 @@ def median_pair(pairs: Sequence[Pair]) -> Pair | None:
         return None
     latencies = [pair.baseline.latency_s or 0.0 for pair in pairs]
     return pairs[latencies.index(statistics.median_low(latencies))]
-
-
-def agent_bars(agent: AgentRecord, end: float) -> list[Bar]:
-    """What an agent did until `end` (of the run). Bars of prefill and decode lie upon the bar of waiting."""
-    bars: list[Bar] = []
-    ready = agent.ready_s if agent.ready_s is not None else end
-    if agent.precursors:
-        bars.append(Bar(kind="waiting", start=0.0, end=ready))
-    for chunk in agent.chunks:
-        # What of an append lies after the last precursor's end is waited for: it is part of the exposed bar.
-        answered = min(ready, chunk.answered_s if chunk.answered_s is not None else ready)
-        if answered > chunk.sent_s:
-            bars.append(Bar(kind="hidden", start=chunk.sent_s, end=answered))
-    if agent.ready_s is not None:
-        first = agent.first_token_s if agent.first_token_s is not None else agent.ended_s
-        bars.append(Bar(kind="exposed", start=agent.ready_s, end=end if first is None else first))
-    if agent.first_token_s is not None:
-        ended = agent.ended_s if agent.ended_s is not None else end
-        bars.append(Bar(kind="decode", start=agent.first_token_s, end=ended))
-    return bars
 
 
 def draw_timeline(groups: Sequence[Sequence[RunResult]]) -> Figure:
@@ -109,8 +87,8 @@ def _panel(axes: Any, run: RunResult, limit: float, baseline: RunResult | None) 
     end = _end(record)
     rows = _rows(record)
     for agent, y in zip(record.agents, rows, strict=True):
-        for bar in agent_bars(agent, end):
-            _draw_bar(axes, bar, y)
+        for span in spans_of(agent, end):
+            _draw_span(axes, span, y)
     axes.set_yticks(rows, [agent.id for agent in record.agents], fontsize=8, color=_INK)
     axes.set_ylim(rows[-1] + 0.75, rows[0] - 0.75)
     axes.set_xlim(0, limit)
@@ -131,19 +109,18 @@ def _panel(axes: Any, run: RunResult, limit: float, baseline: RunResult | None) 
         axes.axvline(_end(_record(baseline)), color=_FAINT, linewidth=1.0, linestyle=":", label=_BASELINE_END)
 
 
-def _draw_bar(axes: Any, bar: Bar, y: float) -> None:
-    colors = {"waiting": _WAITING, "hidden": _HIDDEN, "exposed": _EXPOSED, "decode": _DECODE}
-    thin = bar.kind == "waiting"
+def _draw_span(axes: Any, span: Span, y: float) -> None:
+    thin = span.kind == "waiting"
     axes.barh(
         y,
-        bar.end - bar.start,
-        left=bar.start,
+        span.end - span.start,
+        left=span.start,
         height=_BAR * (0.18 if thin else 1.0),
-        color=colors[bar.kind],
+        color=_COLORS[span.kind],
         # A white edge keeps chunks apart that follow each other at once.
         edgecolor=None if thin else "white",
         linewidth=0 if thin else 0.5,
-        label=bar.kind,
+        label=span.kind,
         zorder=2 if thin else 3,
     )
 

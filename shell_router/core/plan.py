@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from shell_router.core.agent_progress import AgentProgress, AgentState, Chunk
 from shell_router.core.early_exit import ExitPolicy
 from shell_router.core.events import (
     Append,
@@ -47,7 +48,6 @@ from shell_router.core.events import (
     Tokens,
 )
 from shell_router.core.exits import Check, ClusterExit, most_confident
-from shell_router.core.progress import AgentState, Chunk, Progress
 from shell_router.core.prompt import Prompt, Segment
 from shell_router.core.prompt_cache import AgentPromptCache, Encoder
 from shell_router.core.slots import SlotOrder
@@ -111,7 +111,8 @@ class Plan:
         self.orders: Mapping[str, Sequence[str]] = {**fixed, **(options.slot_orders or {})}
         """The order of the slots, for agents that have one from the start."""
         self.progress = {
-            agent.id: Progress(agent, Prompt(segments[agent.id], self.orders.get(agent.id))) for agent in tree.agents
+            agent.id: AgentProgress(agent, Prompt(segments[agent.id], self.orders.get(agent.id)))
+            for agent in tree.agents
         }
         final = tree.finalists if self.exit_policy.bypass is not None else None
         self.exits = {
@@ -285,7 +286,7 @@ class Plan:
         progress.chunks.append(Chunk(sent=at, tokens=size))
         return [Append(agent, progress.prompt.take(size))]
 
-    def _append_size(self, progress: Progress) -> int:
+    def _append_size(self, progress: AgentProgress) -> int:
         """Tokens to append now: whole pages within the policy's bounds, or 0."""
         prompt = progress.prompt
         if prompt.taken_back:

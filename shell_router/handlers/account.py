@@ -9,7 +9,7 @@ from shell_router.record import RunRecord
 
 def early_exits(record: RunRecord) -> int:
     """How many checks made agents needless."""
-    return sum(bool(check.cancelled) for check in record.checks)
+    return sum(check.outcome == "exit" for check in record.checks)
 
 
 def graft(record: RunRecord) -> dict[str, Any]:

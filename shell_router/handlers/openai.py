@@ -18,8 +18,8 @@ from shell_router.handlers.keys import SERVICE
 from shell_router.handlers.openai_types import ChatRequest, CompletionRequest
 from shell_router.handlers.slow import ClientStalled, respond
 from shell_router.handlers.sse import EventStream
+from shell_router.prepare import RunRequest
 from shell_router.run import Run
-from shell_router.service import RunRequest
 
 
 class _Endpoint(ABC):

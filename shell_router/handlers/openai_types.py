@@ -14,7 +14,7 @@ from shell_router.core.prompt import Message
 from shell_router.core.tree import SamplingOverride
 from shell_router.errors import RequestError
 from shell_router.options import RunOptions
-from shell_router.service import RunRequest
+from shell_router.prepare import RunRequest
 
 _TokenCount = Annotated[int, Meta(ge=1)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 import msgspec
@@ -10,15 +9,12 @@ from aiohttp import web
 from msgspec import Meta
 
 from shell_router.errors import RequestError
-from shell_router.handlers.account import early_exits
 from shell_router.handlers.fields import field_of
 from shell_router.handlers.keys import SERVICE
 from shell_router.handlers.slow import ClientStalled, respond
 from shell_router.handlers.sse import EventStream
 from shell_router.record import RunRecord, RunState, RunSummary
 from shell_router.trace import chrome_trace
-
-_QUESTION_CHARS = 200
 
 
 class _ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,13 +27,11 @@ async def list_runs(request: web.Request) -> web.Response:
     query = _list_query(request)
     summaries: list[RunSummary] = []
     for run in request.app[SERVICE].runs():
-        record = run.record()
-        if query.state in (None, record.state):
-            summaries.append(_summary(record))
+        summary = run.summary()
+        if query.state in (None, summary.state):
+            summaries.append(summary)
         if len(summaries) == query.limit:
             break
-        # A record has every token of its run, and runs that execute are not to wait for a thousand of them.
-        await asyncio.sleep(0)
     return await respond(request, _json({"object": "list", "data": summaries}))
 
 
@@ -86,22 +80,6 @@ def _list_query(request: web.Request) -> _ListQuery:
         return msgspec.convert(dict(request.query), _ListQuery, strict=False)
     except msgspec.ValidationError as error:
         raise RequestError(str(error), param=field_of(error)) from error
-
-
-def _summary(record: RunRecord) -> RunSummary:
-    return RunSummary(
-        id=record.id,
-        tree=record.tree,
-        mode=record.mode,
-        state=record.state,
-        created=record.created,
-        question=record.question[:_QUESTION_CHARS],
-        duration_s=record.duration_s,
-        ttft_s=record.ttft_s,
-        degraded=record.degraded,
-        early_exits=early_exits(record),
-        error=record.error,
-    )
 
 
 def _json(document: RunRecord | dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:

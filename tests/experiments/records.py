@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from experiments.questions import Question
 from experiments.settings.plan import Step
 from experiments.settings.result import RunResult
+from shell_router.core.agent_progress import AgentState
 from shell_router.record import AgentRecord, ChunkRecord, Mode, RunRecord, Usage
 
 PREFILL_S = 2.0
@@ -79,7 +80,7 @@ def _agent(mode: Mode, layer: int, index: int, precursors: Sequence[AgentRecord]
         attempts=1,
         served_by="incremental" if chunks else "plain",
         fallback=None,
-        state="done",
+        state=AgentState.DONE,
         finish_reason="stop",
         prompt_tokens=100,
         output_tokens=50,

@@ -16,6 +16,7 @@ from shell_router.app import build_app
 from shell_router.assess.base import Assessor
 from shell_router.config import LimitsConfig, ModelConfig
 from shell_router.core.tree import Tree
+from shell_router.prepare import Preparer
 from shell_router.record import Transport
 from shell_router.service import Service
 from shell_router.tokenizer import Tokenizer
@@ -78,7 +79,8 @@ def fake_service(
     """Serves `trees`, or `tree_4_2_1` as `t`, with all models that these name on `engine`."""
     served = trees or (tree_4_2_1(),)
     names = {name for tree in served for name in tree.models}
-    return Service(
+    limits = limits or LimitsConfig(finished_runs=8)
+    preparer = Preparer(
         trees=served,
         models={
             name: ModelConfig(name=name, tokenizer="-", router_url="-", context_length=context_length, page_size=4)
@@ -87,10 +89,14 @@ def fake_service(
         tokenizers=tokenizers or dict.fromkeys(names, ByteTokenizer()),
         capabilities=capabilities or dict.fromkeys(names, SGLANG),
         compares=compares,
+        limits=limits,
+    )
+    return Service(
+        preparer=preparer,
         engine=engine,
         sessions=sessions or resend_only(engine),
         assessor=assessor or FakeAssessor(),
-        limits=limits or LimitsConfig(finished_runs=8),
+        limits=limits,
         admission=admission,
     )
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shell_router.admission import Admission, Line, Ticket
 from shell_router.core.prompt import Message
 from shell_router.errors import ShuttingDown, TooManyRuns
-from shell_router.service import RunRequest
+from shell_router.prepare import RunRequest
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.serving import CHAT_PATH, Held, limited_service, serving_service, until
 

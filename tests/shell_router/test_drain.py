@@ -17,7 +17,7 @@ import pytest
 from shell_router.admission import Admission
 from shell_router.core.prompt import Message
 from shell_router.errors import ShuttingDown
-from shell_router.service import RunRequest
+from shell_router.prepare import RunRequest
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.serving import CHAT, CHAT_PATH, Client, Held, limited_service, serving_service, until
 from tests.shell_router.test_app import events

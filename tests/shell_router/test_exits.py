@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shell_router.core.agent_progress import AgentState
 from shell_router.core.early_exit import BypassPolicy, ExitPolicy
 from shell_router.core.events import Assessed, Conclude, Emit, Failed, Started
 from shell_router.core.plan import Plan, PlanOptions
-from shell_router.core.progress import AgentState
 from shell_router.core.prompt import Static
 from shell_router.core.tree import AgentConfig, FailurePolicy, Tree, TreeConfig, TreeError, build_tree
 from tests.shell_router.plan_world import PAGE, World, make_plan

@@ -9,8 +9,8 @@ import pytest
 from shell_router.core.prompt import Message
 from shell_router.errors import RequestError
 from shell_router.options import ForcedAnswer, RunOptions
+from shell_router.prepare import RunRequest
 from shell_router.record import RunRecord
-from shell_router.service import RunRequest
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.serving import fake_service
 

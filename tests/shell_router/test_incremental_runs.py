@@ -17,8 +17,8 @@ from shell_router.core.prompt import Message
 from shell_router.errors import RunFailed
 from shell_router.handlers.openai_types import ChatRequest
 from shell_router.options import RunOptions
+from shell_router.prepare import RunRequest
 from shell_router.record import AgentRecord, RunRecord
-from shell_router.service import RunRequest
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from shell_router.transport.incremental import IncrementalSessions

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shell_router.admission import Admission
+from shell_router.core.agent_progress import AgentState
 from shell_router.core.early_exit import ExitPolicy
 from shell_router.metrics import Metrics
 from shell_router.record import Mode, RunRecord
@@ -186,7 +187,7 @@ async def test_early_exits() -> None:
 async def test_checks_that_end_no_agent() -> None:
     never = ExitPolicy(mode="threshold", threshold=1.0)
     apart, broken = FakeAssessor(likeness=0.1), FakeAssessor(error="no model")
-    for assessor, outcome in ((apart, "no_exit"), (broken, "error")):
+    for assessor, outcome in ((apart, "goes_on"), (broken, "error")):
         of = dataclasses.replace(tree(agent("p1"), agent("p2"), agent("p3"), ROOT), early_exit=never)
         async with serving_service(fake_service(FakeEngine(), of, assessor=assessor)) as client:
             assert (await client.chat())[0] == 200
@@ -258,7 +259,7 @@ async def test_answers_that_are_tokenized_again_and_tokens_taken_back() -> None:
     root = msgspec.structs.replace(root, held_back_tokens=7, taken_back_tokens=16)
     metrics.observe(msgspec.structs.replace(record, agents=(*proposers, root)), 0.0)
     # Not sent, so that nothing was held back of it.
-    skipped = msgspec.structs.replace(root, state="skipped", committed_s=None, taken_back_tokens=0, chunks=())
+    skipped = msgspec.structs.replace(root, state=AgentState.SKIPPED, committed_s=None, taken_back_tokens=0, chunks=())
     failed = msgspec.structs.replace(
         record, agents=(*proposers, skipped), state="failed", answered_by=None, ttft_s=None, duration_s=None
     )

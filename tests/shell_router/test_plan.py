@@ -7,6 +7,7 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shell_router.core.agent_progress import AgentState
 from shell_router.core.events import (
     Appended,
     Cancelled,
@@ -16,7 +17,6 @@ from shell_router.core.events import (
     Tokens,
 )
 from shell_router.core.plan import ChunkPolicy
-from shell_router.core.progress import AgentState
 from shell_router.core.prompt import Static
 from shell_router.core.slots import SlotOrder
 from tests.shell_router.plan_world import PAGE, World, make_plan, run_blocking

@@ -14,9 +14,10 @@ from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import SamplingOverride, Tree
 from shell_router.errors import PromptTooLong, RequestError, RunFailed, UnknownRun, UnknownTree
 from shell_router.options import RunOptions
+from shell_router.prepare import RunRequest
 from shell_router.record import Mode, RunRecord
 from shell_router.run import Run
-from shell_router.service import RunRequest, Service
+from shell_router.service import Service
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.serving import fake_service

@@ -17,8 +17,9 @@ from shell_router.core.prompt import Message
 from shell_router.core.tree import FailurePolicy, SamplingOverride, Tree, TreeConfig, build_tree
 from shell_router.errors import DeadlineExceeded, RequestError
 from shell_router.options import RunOptions
+from shell_router.prepare import RunRequest
 from shell_router.run import Run
-from shell_router.service import RunRequest, Service
+from shell_router.service import Service
 from shell_router.transport.base import Delta, GenerateRequest
 from shell_router.transport.capabilities import SGLANG
 from shell_router.transport.fake import FakeEngine

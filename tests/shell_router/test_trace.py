@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shell_router.app import build_app
+from shell_router.core.agent_progress import AgentState
 from shell_router.core.early_exit import Verdict
 from shell_router.core.events import Appended
 from shell_router.options import RunOptions
-from shell_router.record import AgentRecord, AgentState, CheckRecord, ChunkRecord, RunRecord, RunState, Usage
-from shell_router.service import RunRequest
+from shell_router.prepare import RunRequest
+from shell_router.record import AgentRecord, CheckRecord, ChunkRecord, RunRecord, RunState, Usage
 from shell_router.trace import chrome_trace
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
@@ -148,7 +149,7 @@ def _finished_agent(draw: st.DrawFn, name: str, layer: int, before: list[AgentRe
         cluster=2 * layer + int(name[-1]) % 2,
         precursors=tuple(each.id for each in before),
         slot_order=tuple(each.id for each in before),
-        state="done",
+        state=AgentState.DONE,
         finish_reason="stop",
         attempts=1 if committed == ready else 2,
         resumed_tokens=draw(st.integers(0, 9)) if committed != ready else 0,
@@ -189,9 +190,10 @@ def _as_of(agent: AgentRecord, now: float, state: RunState) -> AgentRecord:
         if chunk.sent_s <= now
     )
     held = bool(chunks) or known(agent.committed_s) is not None
-    here: AgentState = "streaming" if began else "waiting"
+    here = AgentState.STREAMING if began else AgentState.WAITING
     if state != "running":
-        here = "failed" if state == "failed" and agent.id == "0.0" else "cancelled" if held else "skipped"
+        stopped = AgentState.CANCELLED if held else AgentState.SKIPPED
+        here = AgentState.FAILED if state == "failed" and agent.id == "0.0" else stopped
     return msgspec.structs.replace(
         agent,
         state=here,
@@ -213,7 +215,7 @@ def _left_out(draw: st.DrawFn, agent: AgentRecord) -> AgentRecord:
         return _as_of(agent, draw(_seconds) / 8 * (agent.ended_s or 0.0), "cancelled")
     return msgspec.structs.replace(
         agent,
-        state="skipped",
+        state=AgentState.SKIPPED,
         finish_reason=None,
         attempts=0,
         resumed_tokens=0,
@@ -334,7 +336,7 @@ def test_every_record_gives_a_trace_that_viewers_take(record: RunRecord) -> None
             assert event["args"].get("taken_back_tokens", 0) == each.taken_back_tokens
             assert event["args"].get("held_back_tokens", 0) == each.held_back_tokens
         unfinished = [event for event in trace.of("X", agent=each.id) if event["args"].get("unfinished")]
-        assert not unfinished or each.state in ("waiting", "streaming")
+        assert not unfinished or not each.state.ended
     for tail, head in trace.arrows():
         assert tail["agent"] in by_id[head["agent"]].precursors
         assert tail["ts"] <= head["ts"]

@@ -16,7 +16,6 @@ from experiments.replay.command import make_report
 from experiments.replay.redecide import Decision, redecide
 from experiments.replay.settings import SettingsError, describe, parse_settings
 from experiments.replay.source import Recorded, SourceError, fetch, load
-from experiments.replay.verify import replay
 from graft import cli
 from launch.cluster import Cluster
 from shell_router.client import AsyncClient, ClientError
@@ -26,9 +25,11 @@ from shell_router.core.plan import ChunkPolicy, Plan, PlanOptions
 from shell_router.core.prompt import Message
 from shell_router.core.tree import AgentConfig, FailurePolicy, Sampling, Tree, TreeConfig, build_tree
 from shell_router.options import RunOptions
-from shell_router.record import Mode, RunRecord
-from shell_router.run import Run, RunHead
-from shell_router.service import RunRequest, Service
+from shell_router.prepare import RunRequest
+from shell_router.record import Mode, RunHead, RunRecord
+from shell_router.replay.verify import replay
+from shell_router.run import Run
+from shell_router.service import Service
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.capabilities import Capabilities
 from shell_router.transport.fake import FakeEngine, Gate
@@ -102,7 +103,7 @@ async def record_run(
 
 
 def assert_replayed(run: Recorded) -> None:
-    result = replay(run)
+    result = replay(run.record, run.log)
     assert result.missing is None
     assert result.differences == []
 
@@ -223,7 +224,7 @@ async def test_answers_of_another_tokenizer_are_replayed_in_the_prompts(mode: st
         root = run.record.agents[-1]
         assert root.replay is not None
         assert set(root.replay.read_again) <= {"p1", "p3"}
-        assert replay(run).unchecked == ("root",)
+        assert replay(run.record, run.log).unchecked == ("root",)
         assert_replayed(run)
 
 
@@ -299,7 +300,7 @@ async def test_a_tampered_log_is_detected() -> None:
     run = await record_run(service, early_exit=ExitOverride(mode="threshold", threshold=1.0))
     assert_replayed(run)
     for what, log in tampered(run).items():
-        assert replay(Recorded(name="run", record=run.record, log=tuple(log))).differences, what
+        assert replay(run.record, log).differences, what
 
 
 async def test_a_tampered_record_is_detected() -> None:
@@ -315,7 +316,7 @@ async def test_a_tampered_record_is_detected() -> None:
         ),
     ]
     for changed in changes:
-        result = replay(Recorded(name="run", record=changed, log=run.log))
+        result = replay(changed, run.log)
         assert result.differences or result.missing, changed
 
 
@@ -327,7 +328,7 @@ async def test_a_record_of_an_older_router_lacks_something_and_can_still_be_deci
     for each in document["agents"]:
         del each["replay"]
     older = Recorded(name="old", record=msgspec.convert(document, RunRecord), log=run.log)
-    missing = replay(older).missing
+    missing = replay(older.record, older.log).missing
     assert missing is not None
     assert "`replay`" in missing
     override = ExitOverride(threshold=0.3)

@@ -20,7 +20,7 @@ from experiments.load.folder import Folder as LoadFolder
 from experiments.load.ramp import Knee
 from experiments.load.report import make_report
 from experiments.questions import Origin, QuestionsConfig
-from experiments.report.numbers import checks, outcome_of, slowest_path, timeline_runs, waterfall
+from experiments.report.numbers import checks, slowest_path, timeline_runs, waterfall
 from experiments.settings.aggregate import SettingAggregate
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
@@ -265,14 +265,14 @@ def exiting() -> RunResult:
 
 
 def test_checks_are_told_by_outcome() -> None:
-    assert [outcome_of(each) for each in CHECKS] == ["exit", "goes on", "nobody left", "failed", "unanswered"]
+    assert [each.outcome for each in CHECKS] == ["exit", "goes_on", "nobody_left", "error", "unanswered"]
     found = checks([*results(), exiting()], "spliced")
     assert found.checks == 5
     assert set(found.outcomes.values()) == {1}
     assert [(each.value, each.outcome) for each in found.qualities] == [
         (0.9, "exit"),
-        (0.25, "goes on"),
-        (0.95, "nobody left"),
+        (0.25, "goes_on"),
+        (0.95, "nobody_left"),
     ]
     assert found.quality is not None
     assert (found.quality.median, found.quality.min, found.quality.max) == (0.9, 0.25, 0.95)

@@ -17,6 +17,7 @@ import pytest
 from experiments.settings.result import RunResult
 from graft.cli import FAILED, INTERRUPTED, WRONG
 from shell_router.app import build_app
+from shell_router.core.agent_progress import AgentState
 from shell_router.transport.fake import FakeEngine
 from tests.commands import command
 from tests.experiments.records import make_record
@@ -390,7 +391,7 @@ def test_without_its_recording_a_run_is_a_failure(graft_run: Any, config: Path) 
         if ask.number != 2:
             return Reply()
         record = make_record("blocking", run_id="run-2")
-        silent = msgspec.structs.replace(record.agents[1], state="failed", output_ids=())
+        silent = msgspec.structs.replace(record.agents[1], state=AgentState.FAILED, output_ids=())
         return Reply(record=msgspec.structs.replace(record, agents=(record.agents[0], silent, *record.agents[2:])))
 
     with FakeRouter(reply) as router:

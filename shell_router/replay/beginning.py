@@ -10,7 +10,7 @@ from shell_router.core.prompt import AnswerSlot
 from shell_router.record import ReplayRecord, SegmentRecord
 
 
-def replay_record(plan: Plan, agent: str) -> ReplayRecord:
+def beginning_of(plan: Plan, agent: str) -> ReplayRecord:
     """What `plan`, which has concluded, was given for `agent`."""
     progress, answers = plan.progress[agent], plan.answers
     known = _TokenRuns(progress.prompt.ids if progress.prompt.whole else ())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from shell_router.core.events import Finished
 from shell_router.core.prompt import Answers, Prompt
 from shell_router.core.tree import Agent
 
 
-class AgentState(Enum):
+class AgentState(StrEnum):
     """Where an agent is. Its engine requests exist in APPENDING, COMMITTED and STREAMING."""
 
     WAITING = "waiting"
@@ -47,7 +47,7 @@ class Chunk:
 
 
 @dataclass
-class Progress:
+class AgentProgress:
     """What is known of one agent. Times in seconds since the run began, None until it happens."""
 
     agent: Agent
