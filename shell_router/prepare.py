@@ -13,7 +13,7 @@ from shell_router.assess.client import check_ballots
 from shell_router.config import ConfigError, LimitsConfig, ModelConfig, RouterConfig, load_tree
 from shell_router.core.early_exit import ExitPolicy
 from shell_router.core.plan import Plan, PlanOptions
-from shell_router.core.prompt import Message, Segment, compile_prompt, prompt_bound
+from shell_router.core.prompt import Message, Segment, compile_prompt, max_prompt_tokens
 from shell_router.core.prompt_cache import Encoder
 from shell_router.core.retokenize import StreamingEncoder
 from shell_router.core.tree import FailurePolicy, Sampling, SamplingOverride, Tree, TreeError, refuse_bypass
@@ -42,12 +42,13 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that can be served: its tree, and each agent's compiled prompt, its bound in tokens, and sampling."""
+    """A request that can be served: its tree, and for each agent the compiled prompt, the most tokens that it can come
+    to, and the sampling."""
 
     request: RunRequest
     tree: Tree
     segments: Mapping[str, Sequence[Segment]]
-    bounds: Mapping[str, int]
+    max_prompt_tokens: Mapping[str, int]
     sampling: Mapping[str, Sampling]
     early_exit: ExitPolicy
     failures: FailurePolicy
@@ -95,7 +96,7 @@ class Preparer:
         sampling[tree.root.id] = request.root_sampling.over(sampling[tree.root.id])
         for agent_id, answer in request.options.forced.items():
             sampling[agent_id] = msgspec.structs.replace(sampling[agent_id], max_new_tokens=len(answer.ids))
-        bounds = self._prompt_bounds(tree, segments, sampling)
+        max_prompts = self._max_prompt_tokens(tree, segments, sampling)
         early_exit = request.options.early_exit.over(tree.early_exit)
         if reason := self._refuse_exit(tree, early_exit):
             raise RequestError(reason, param="graft.early_exit")
@@ -103,7 +104,7 @@ class Preparer:
         failures = msgspec.structs.replace(
             tree.failures, deadline_s=min((each for each in deadlines if each is not None), default=None)
         )
-        return Prepared(request, tree, segments, bounds, sampling, early_exit, failures)
+        return Prepared(request, tree, segments, max_prompts, sampling, early_exit, failures)
 
     def _refuse_exit(self, tree: Tree, policy: ExitPolicy) -> str | None:
         """Why `tree` cannot exit by `policy` here."""
@@ -167,18 +168,18 @@ class Preparer:
             page_sizes={
                 name: model.page_size for name, model in self._models.items() if self._capabilities[name].appends
             },
-            answer_bounds={agent: each.max_new_tokens for agent, each in prepared.sampling.items()},
+            max_new_tokens={agent: each.max_new_tokens for agent, each in prepared.sampling.items()},
             encoders=self._encoders(tree),
         )
 
-    def _prompt_bounds(
+    def _max_prompt_tokens(
         self, tree: Tree, segments: Mapping[str, Sequence[Segment]], sampling: Mapping[str, Sampling]
     ) -> dict[str, int]:
         """The most tokens each agent's prompt can come to. Refuses what could outgrow a context in mid-run."""
         answers = {agent_id: each.max_new_tokens for agent_id, each in sampling.items()}
         again = self._reads_text(tree)
-        bounds = {
-            agent.id: prompt_bound(
+        most = {
+            agent.id: max_prompt_tokens(
                 segments[agent.id],
                 {
                     precursor: math.ceil(answers[precursor] * (_GROWTH if (precursor, agent.id) in again else 1))
@@ -188,14 +189,14 @@ class Preparer:
             for agent in tree.agents
         }
         for agent in tree.agents:
-            prompt, limit = bounds[agent.id], self._models[agent.model].context_length
+            prompt, limit = most[agent.id], self._models[agent.model].context_length
             if prompt + answers[agent.id] > limit:
                 raise PromptTooLong(
                     f"agent {agent.id!r} could need {prompt + answers[agent.id]} tokens ({prompt} of prompt with the "
                     f"answers it reads, {answers[agent.id]} of its own); model {agent.model!r} takes {limit}",
                     param="messages",
                 )
-        return bounds
+        return most
 
 
 def _check_slot_orders(tree: Tree, orders: Mapping[str, Sequence[str]]) -> None:

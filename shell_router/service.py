@@ -107,7 +107,7 @@ class Service:
                     seed=(request.seed + position) % _SEED_SPACE,
                     stop=request.stop if agent is tree.root else (),
                 ),
-                prepared.bounds[agent.id],
+                prepared.max_prompt_tokens[agent.id],
                 options.transport,
                 options.forced.get(agent.id),
             )

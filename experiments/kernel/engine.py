@@ -24,7 +24,7 @@ from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.record import Transport
 from shell_router.transport.base import Delta, Finish, GenerateRequest, PrefillSession, SessionFactory
-from shell_router.transport.generate import check_status, telling
+from shell_router.transport.generate import as_engine_errors, check_status
 from shell_router.transport.http import HttpEngine
 from shell_router.transport.incremental import IncrementalSessions
 from shell_router.transport.resend import ResendSessions
@@ -33,7 +33,7 @@ from shell_router.transport.workers import Workers
 MODEL = "pair"
 """The name of the pair's model where the transport wants one."""
 _REMEMBERED = 1 << 16
-_BOUNDS = aiohttp.ClientTimeout(total=10)
+_TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 OnTokens = Callable[[Sequence[int]], None]
 
@@ -149,8 +149,8 @@ class PairClient:
         return (await self._workers.status(self.pair.prefill)).sessions
 
     async def get(self, url: str) -> bytes:
-        with telling(url, _BOUNDS):
-            async with self._http.get(url, timeout=_BOUNDS) as reply:
+        with as_engine_errors(url, _TIMEOUT):
+            async with self._http.get(url, timeout=_TIMEOUT) as reply:
                 await check_status(url, reply)
                 return await reply.read()
 

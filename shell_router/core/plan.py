@@ -92,19 +92,19 @@ class Plan:
         options: PlanOptions,
         *,
         page_sizes: Mapping[str, int],
-        answer_bounds: Mapping[str, int] | None = None,
+        max_new_tokens: Mapping[str, int] | None = None,
         encoders: Mapping[tuple[str, str], Encoder] | None = None,
     ) -> None:
         """`segments` has each agent's compiled prompt.
 
-        `page_sizes` has the KV page, in tokens, of each model that takes appends. `answer_bounds` has the most tokens
+        `page_sizes` has the KV page, in tokens, of each model that takes appends. `max_new_tokens` has the most tokens
         each agent may answer, if not its sampling's. `encoders` is `AgentPromptCache`'s.
         """
         self.tree = tree
         self.exit_policy = options.early_exit or tree.early_exit
         self.failures = options.failures or tree.failures
-        self._bounds = answer_bounds or {agent.id: agent.sampling.max_new_tokens for agent in tree.agents}
-        self.answers = AgentPromptCache(self._bounds, encoders)
+        self._max_new_tokens = max_new_tokens or {agent.id: agent.sampling.max_new_tokens for agent in tree.agents}
+        self.answers = AgentPromptCache(self._max_new_tokens, encoders)
         self._read = {agent.id: self.answers.read_by(agent.id) for agent in tree.agents}
         fixed = {agent.id: agent.precursors for agent in tree.agents} if options.slots == "fixed" else {}
         self.segments = segments
@@ -401,7 +401,7 @@ class Plan:
         known = self.answers.ids(event.agent)
         if progress.first_token is not None and len(known) < self.answers.length(event.agent):
             return self._fail(event.agent, event.message, event.at)
-        if len(known) >= self._bounds[event.agent]:
+        if len(known) >= self._max_new_tokens[event.agent]:
             # Only the news that this is all has not come.
             tokens = len(known) - progress.resumed
             return self._finished(

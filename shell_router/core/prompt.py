@@ -326,13 +326,13 @@ class Rest:
     ids: tuple[int, ...]
 
 
-def prompt_bound(segments: Sequence[Segment], answer_bounds: Mapping[str, int]) -> int:
-    """Most tokens the prompt can come to, when each agent answers at most `answer_bounds[agent]` tokens."""
+def max_prompt_tokens(segments: Sequence[Segment], max_new_tokens: Mapping[str, int]) -> int:
+    """Most tokens the prompt can come to, when each agent answers at most `max_new_tokens[agent]` tokens."""
     bound = closing = 0
     for segment in segments:
         if isinstance(segment, Static):
             bound += len(segment.ids)
         else:
-            bound += len(segment.before) + answer_bounds[segment.agent]
+            bound += len(segment.before) + max_new_tokens[segment.agent]
             closing = max(closing, len(segment.closing or ()))
     return bound + closing

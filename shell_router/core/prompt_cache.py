@@ -47,14 +47,16 @@ class Answer:
 class AgentPromptCache:
     """Answers by agent id. Grows only: an answer is appended to until it has ended, or is of no use any more."""
 
-    def __init__(self, limits: Mapping[str, int], encoders: Mapping[tuple[str, str], Encoder] | None = None) -> None:
-        """`limits` has the most tokens that each agent may answer.
+    def __init__(
+        self, max_new_tokens: Mapping[str, int], encoders: Mapping[tuple[str, str], Encoder] | None = None
+    ) -> None:
+        """`max_new_tokens` has the most tokens that each agent may answer.
 
         `encoders[precursor, successor]` is for a successor that cannot take the ids of the answer it reads; successors
         of one tokenizer may share an encoder.
         """
-        self._limits = dict(limits)
-        self._answers = {agent: Answer() for agent in limits}
+        self._max_new_tokens = dict(max_new_tokens)
+        self._answers = {agent: Answer() for agent in max_new_tokens}
         self._ended = 0
         self._undecided: frozenset[str] = frozenset()
         self._encoders = dict(encoders or {})
@@ -119,7 +121,7 @@ class AgentPromptCache:
         return self._answers[agent].tokens
 
     def remaining(self, agent: str) -> int:
-        return self._limits[agent] - self.length(agent)
+        return self._max_new_tokens[agent] - self.length(agent)
 
     def read_by(self, successor: str) -> AnswersAsRead:
         """The answers in the tokens of `successor`."""

@@ -16,7 +16,7 @@ from shell_router.config import ConfigError, LimitsConfig, ModelConfig
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.transport.base import GenerateRequest
-from shell_router.transport.generate import ErrorStatus, bounds_of, check_status, telling
+from shell_router.transport.generate import ErrorStatus, as_engine_errors, check_status, timeout_of
 from shell_router.transport.openai import Chunk, OpenAIEngine, base_url, key_headers
 
 _LONGEST_S = 60.0
@@ -99,9 +99,9 @@ async def _ask(model: ModelConfig, client: aiohttp.ClientSession, limits: Limits
 
 async def _check_served(model: ModelConfig, client: aiohttp.ClientSession, limits: LimitsConfig) -> None:
     """Raise unless the server lists the model: some answer for a name they do not know with whatever they have."""
-    url, bounds = f"{base_url(model)}/models", bounds_of(limits)
-    with telling(url, bounds):
-        async with client.get(url, headers=key_headers(model), timeout=bounds) as reply:
+    url, timeout = f"{base_url(model)}/models", timeout_of(limits)
+    with as_engine_errors(url, timeout):
+        async with client.get(url, headers=key_headers(model), timeout=timeout) as reply:
             await check_status(url, reply)
             document = await reply.read()
     try:

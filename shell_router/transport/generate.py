@@ -14,7 +14,7 @@ from shell_router.errors import EngineError, EngineSilent, EngineTooSlow, Engine
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 
 JSON = {"Content-Type": "application/json"}
-_READY_BOUNDS = aiohttp.ClientTimeout(total=5)
+_READY_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class _FinishReason(msgspec.Struct):
@@ -61,32 +61,32 @@ class ErrorStatus(EngineError):
         self.refused = status in _REFUSALS
 
 
-def bounds_of(limits: LimitsConfig) -> aiohttp.ClientTimeout:
-    """The bounds on a request that computes something."""
+def timeout_of(limits: LimitsConfig) -> aiohttp.ClientTimeout:
+    """For a request that computes something."""
     return aiohttp.ClientTimeout(
         total=limits.request_timeout_s, sock_connect=limits.connect_timeout_s, sock_read=limits.idle_timeout_s
     )
 
 
 @contextmanager
-def telling(url: str, bounds: aiohttp.ClientTimeout) -> Iterator[None]:
-    """Raise what goes wrong on the way to `url` and back, `bounds` passed among it, as `EngineError`s."""
+def as_engine_errors(url: str, timeout: aiohttp.ClientTimeout) -> Iterator[None]:
+    """Raise what goes wrong on the way to `url` and back, a `timeout` that has passed among it, as `EngineError`s."""
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
-        raise EngineUnreachable(f"{url} took no connection{_within(bounds.sock_connect, bounds.total)}") from error
+        raise EngineUnreachable(f"{url} took no connection{_within(timeout.sock_connect, timeout.total)}") from error
     except aiohttp.SocketTimeoutError as error:
-        raise EngineSilent(f"{url} sent nothing{_within(bounds.sock_read)}") from error
+        raise EngineSilent(f"{url} sent nothing{_within(timeout.sock_read)}") from error
     except aiohttp.ClientConnectorError as error:
         raise EngineUnreachable(f"{url} cannot be reached: {error}") from error
     except aiohttp.ClientError as error:
         raise EngineError(f"{url} broke off: {error or type(error).__name__}") from error
     except TimeoutError as error:
-        raise EngineTooSlow(f"{url} did not end{_within(bounds.total)}") from error
+        raise EngineTooSlow(f"{url} did not end{_within(timeout.total)}") from error
 
 
-def _within(*bounds: float | None) -> str:
-    least = min((bound for bound in bounds if bound is not None), default=None)
+def _within(*seconds: float | None) -> str:
+    least = min((each for each in seconds if each is not None), default=None)
     return "" if least is None else f" within {least:g} s"
 
 
@@ -95,7 +95,7 @@ async def check_answers(
 ) -> None:
     """Raise `EngineError` unless a GET of `url`, which serves `model`, answers 200 soon."""
     try:
-        async with client.get(url, headers=headers, timeout=_READY_BOUNDS) as reply:
+        async with client.get(url, headers=headers, timeout=_READY_TIMEOUT) as reply:
             if reply.status != 200:
                 raise EngineError(f"model {model!r}: {url} answered {reply.status}")
     except (aiohttp.ClientError, TimeoutError) as error:
@@ -120,12 +120,12 @@ def sampling_params(request: GenerateRequest) -> dict[str, Any]:
 
 
 async def stream_answer(
-    client: aiohttp.ClientSession, url: str, body: bytes, bounds: aiohttp.ClientTimeout
+    client: aiohttp.ClientSession, url: str, body: bytes, within: aiohttp.ClientTimeout
 ) -> AsyncGenerator[Delta]:
     """Post `body` (JSON) and pass the answer's tokens on as they come. A stream without an end raises."""
     finished = False
-    with telling(url, bounds):
-        async with client.post(url, data=body, headers=JSON, timeout=bounds) as reply:
+    with as_engine_errors(url, within):
+        async with client.post(url, data=body, headers=JSON, timeout=within) as reply:
             await check_status(url, reply)
             # Read to the end: a connection is reused only when nothing is left in it.
             async for data in events(reply):

@@ -21,7 +21,7 @@ from shell_router.config import LimitsConfig, ModelConfig
 from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, GenerateRequest
 from shell_router.transport.both import answer_of_pair
-from shell_router.transport.generate import bounds_of, check_answers, sampling_params, stream_answer
+from shell_router.transport.generate import check_answers, sampling_params, stream_answer, timeout_of
 from shell_router.transport.roster import Roster, rosters_of
 from shell_router.transport.workers import Workers, new_room
 
@@ -41,13 +41,13 @@ class HttpEngine:
         self._rosters = rosters_of(models) if rosters is None else rosters
         self._client = client
         self._workers = Workers(client, limits)
-        self._bounds = bounds_of(limits)
+        self._timeout = timeout_of(limits)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         answer = await self._past_router(request) if request.attempt > 1 or request.near is not None else None
         if answer is None:
             url = f"{self._models[request.model].router_url}/generate"
-            answer = stream_answer(self._client, url, msgspec.json.encode(_body(request)), self._bounds)
+            answer = stream_answer(self._client, url, msgspec.json.encode(_body(request)), self._timeout)
         async with aclosing(answer) as deltas:
             async for delta in deltas:
                 yield delta
@@ -69,13 +69,13 @@ class HttpEngine:
                 }
                 return answer_of_pair(
                     self._workers.send_kv(prefill, msgspec.json.encode(body | joint | {"stream": False})),
-                    stream_answer(self._client, f"{decode}/generate", msgspec.json.encode(body | joint), self._bounds),
+                    stream_answer(self._client, f"{decode}/generate", msgspec.json.encode(body | joint), self._timeout),
                 )
         workers = list(await self._statuses(members.regular))
         if not workers:
             return None
         url = f"{secrets.choice(workers)}/generate"
-        return stream_answer(self._client, url, msgspec.json.encode(body), self._bounds)
+        return stream_answer(self._client, url, msgspec.json.encode(body), self._timeout)
 
     async def _statuses(self, workers: Iterable[str]) -> dict[str, Status]:
         """The status of those of `workers` that tell it."""

@@ -15,7 +15,7 @@ from shell_router.config import ConfigError, LimitsConfig, ModelConfig
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, Finish, GenerateRequest
-from shell_router.transport.generate import JSON, bounds_of, check_answers, check_status, events, telling
+from shell_router.transport.generate import JSON, as_engine_errors, check_answers, check_status, events, timeout_of
 
 _USUAL = Sampling()
 _OPTIONAL = ("top_k", "min_p", "repetition_penalty", "presence_penalty")
@@ -97,7 +97,7 @@ class OpenAIEngine:
         self._served_name = model.served_name or model.name
         self._key = key_headers(model, environment)
         self._client = client
-        self._bounds = bounds_of(limits)
+        self._timeout = timeout_of(limits)
         self._token_ids = token_ids
         self._logprobs = logprobs
         self._streams: dict[str, aiohttp.ClientResponse] = {}
@@ -113,9 +113,9 @@ class OpenAIEngine:
     async def chunks(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
         """Everything the server says to `request`, to the end of its stream, whatever that is."""
         url = self._completions
-        with telling(url, self._bounds):
+        with as_engine_errors(url, self._timeout):
             async with self._client.post(
-                url, data=self._body(request), headers={**JSON, **self._key}, timeout=self._bounds
+                url, data=self._body(request), headers={**JSON, **self._key}, timeout=self._timeout
             ) as reply:
                 await check_status(url, reply)
                 self._streams[request.request_id] = reply

@@ -18,11 +18,11 @@ import msgspec
 from shell_router.config import ModelConfig, PairConfig
 from shell_router.errors import EngineError, EngineUnreachable
 from shell_router.transport.both import stop_tasks
-from shell_router.transport.generate import check_status, telling
+from shell_router.transport.generate import as_engine_errors, check_status
 
 logger = logging.getLogger(__name__)
 
-_BOUNDS = aiohttp.ClientTimeout(total=5)
+_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ async def open_rosters(
 async def look(router_url: str, client: aiohttp.ClientSession) -> Members:
     """The workers that the sglang-router at `router_url` has now. Raises `EngineError`."""
     url = f"{router_url}/workers"
-    with telling(url, _BOUNDS):
-        async with client.get(url, timeout=_BOUNDS) as reply:
+    with as_engine_errors(url, _TIMEOUT):
+        async with client.get(url, timeout=_TIMEOUT) as reply:
             await check_status(url, reply)
             body = await reply.read()
     try:

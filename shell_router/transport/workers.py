@@ -34,18 +34,18 @@ from shell_router.transport.base import Delta
 from shell_router.transport.generate import (
     JSON,
     ErrorStatus,
-    bounds_of,
+    as_engine_errors,
     check_status,
     read_delta,
     stream_answer,
-    telling,
+    timeout_of,
 )
 
 T = TypeVar("T")
 
 _ROOMS = 2**63 - 1
-_STOP_BOUNDS = aiohttp.ClientTimeout(total=10)
-_STATUS_BOUNDS = aiohttp.ClientTimeout(total=5)
+_STOP_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_STATUS_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class Workers:
@@ -53,12 +53,12 @@ class Workers:
 
     def __init__(self, client: aiohttp.ClientSession, limits: LimitsConfig) -> None:
         self._client = client
-        self._bounds = bounds_of(limits)
+        self._timeout = timeout_of(limits)
 
     async def status(self, worker: str) -> Status:
         url = worker + STATUS_PATH
-        with telling(url, _STATUS_BOUNDS):
-            async with self._client.get(url, timeout=_STATUS_BOUNDS) as reply:
+        with as_engine_errors(url, _STATUS_TIMEOUT):
+            async with self._client.get(url, timeout=_STATUS_TIMEOUT) as reply:
                 await check_status(url, reply)
                 return _read(url, await reply.read(), Status)
 
@@ -71,34 +71,34 @@ class Workers:
     async def commit(self, worker: str, request: CommitRequest) -> None:
         """Return when a prefill worker has sent the KV of the whole prompt."""
         url = worker + COMMIT_PATH
-        read_delta(await self._post(url, msgspec.json.encode(request), self._bounds))
+        read_delta(await self._post(url, msgspec.json.encode(request), self._timeout))
 
     def answer(self, worker: str, request: CommitRequest) -> AsyncGenerator[Delta]:
         """Commit to a decode worker, which answers as `/generate` does."""
-        return stream_answer(self._client, worker + COMMIT_PATH, msgspec.json.encode(request), self._bounds)
+        return stream_answer(self._client, worker + COMMIT_PATH, msgspec.json.encode(request), self._timeout)
 
     async def send_kv(self, worker: str, body: bytes) -> None:
         """Have a prefill worker compute a plain request; returns when it has sent the KV of the prompt."""
-        read_delta(await self._post(f"{worker}/generate", body, self._bounds))
+        read_delta(await self._post(f"{worker}/generate", body, self._timeout))
 
     async def close(self, worker: str, session_id: str) -> None:
         url = worker + CLOSE_PATH
         body = msgspec.json.encode(CloseRequest(session_id=session_id))
-        _read(url, await self._post(url, body, _STOP_BOUNDS), CloseReply)
+        _read(url, await self._post(url, body, _STOP_TIMEOUT), CloseReply)
 
     async def abort(self, worker: str, request_id: str) -> None:
         """Stop the request of this id, and whatever has an id that begins with it: SGLang compares no further.
 
         Harmless when there is none.
         """
-        await self._post(f"{worker}/abort_request", msgspec.json.encode({"rid": request_id}), _STOP_BOUNDS)
+        await self._post(f"{worker}/abort_request", msgspec.json.encode({"rid": request_id}), _STOP_TIMEOUT)
 
     async def _session_call(self, url: str, request: OpenRequest | AppendRequest) -> SessionReply:
-        return _read(url, await self._post(url, msgspec.json.encode(request), self._bounds), SessionReply)
+        return _read(url, await self._post(url, msgspec.json.encode(request), self._timeout), SessionReply)
 
-    async def _post(self, url: str, body: bytes, bounds: aiohttp.ClientTimeout) -> bytes:
-        with telling(url, bounds):
-            async with self._client.post(url, data=body, headers=JSON, timeout=bounds) as reply:
+    async def _post(self, url: str, body: bytes, within: aiohttp.ClientTimeout) -> bytes:
+        with as_engine_errors(url, within):
+            async with self._client.post(url, data=body, headers=JSON, timeout=within) as reply:
                 await check_status(url, reply)
                 return await reply.read()
 

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shell_router.core.prompt import AnswerSlot, Message, Prompt, Rest, Segment, Static, compile_prompt, prompt_bound
+from shell_router.core.prompt import (
+    AnswerSlot,
+    Message,
+    Prompt,
+    Rest,
+    Segment,
+    Static,
+    compile_prompt,
+    max_prompt_tokens,
+)
 from shell_router.core.prompt_cache import AgentPromptCache
 from shell_router.core.tree import TemplateConfig, TreeConfig, build_tree
 from tests.shell_router.trees import ByteTokenizer, agent, segments, tree_4_2_1
@@ -85,7 +94,7 @@ def test_a_question_can_forge_neither_a_turn_nor_a_slot() -> None:
 
 def test_bound_counts_statics_and_the_longest_answers() -> None:
     parts = (Static((1, 2)), AnswerSlot("a"), Static((3,)), AnswerSlot("b", (4,), (5, 6)), AnswerSlot("c", (7,), (8,)))
-    assert prompt_bound(parts, {"a": 10, "b": 100, "c": 1000}) == 2 + 10 + 1 + 1 + 100 + 1 + 1000 + 2
+    assert max_prompt_tokens(parts, {"a": 10, "b": 100, "c": 1000}) == 2 + 10 + 1 + 1 + 100 + 1 + 1000 + 2
 
 
 SLOTS = ("x", "y", "z")
