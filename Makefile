@@ -1,12 +1,13 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-slow lint format schema clean
+.PHONY: help setup demo test test-fast test-slow lint format schema clean
 
 # What is built and what runs stays in the checkout unless you say otherwise.
 export GRAFT_HOME ?= $(CURDIR)/.graft
 export PYTHON TORCH_INDEX_URL
 BIN := .venv/bin
+JOBS ?= 2
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,8 +18,12 @@ setup: ## install everything into .venv; does nothing when nothing has changed
 demo: setup ## start a real cluster, run the main job in both modes, stop it
 	@$(BIN)/graft run cfgs/experiments/demo.json
 
+# Tests with real workers run one after the other in one of the JOBS processes (tests/conftest.py), all others beside them.
 test: lint ## all checks and all tests but the slow ones
-	@$(BIN)/pytest -m 'not slow'
+	@$(BIN)/pytest -m 'not slow' -n $(JOBS)
+
+test-fast: setup ## for work in progress: neither checks, nor real workers, nor what loads models or starts many processes
+	@$(BIN)/pytest -m 'not (slow or engine or heavy)' -n $(JOBS)
 
 test-slow: setup ## the slow tests
 	@$(BIN)/pytest -m slow

@@ -1,10 +1,11 @@
-"""What several test packages share: one real cluster of tiny workers per session."""
+"""What several test packages share: one real cluster of tiny workers per session, and who may run beside whom."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,6 +14,29 @@ from launch.cluster import Cluster
 from launch.config import ClusterConfig, load_cluster
 
 ROOT = Path(__file__).resolve().parent.parent
+TTL_S = 30.0
+"""Of sessions on the tiny cluster: what nobody closes ends by it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real workers come first, as they take longest, and of these tests those that share a cluster."""
+    items.sort(
+        key=lambda item: ("engine" not in item.keywords, "tiny_cluster" not in getattr(item, "fixturenames", ()))
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, all of tests/engine runs in one process, so that no two clusters are up; any other file in one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "engine" if "tests/engine/" in file else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +52,15 @@ def graft_home() -> Iterator[Path]:
 def tiny_config() -> ClusterConfig:
     """`cpu_tiny` under a name of this session, so that it may run beside a user's cluster."""
     config = load_cluster(ROOT / "cfgs" / "cluster" / "cpu_tiny.json")
-    return msgspec.structs.replace(config, name=f"tests-{os.getpid()}")
+    (model,) = config.models
+    short = [
+        tuple(
+            msgspec.structs.replace(one, sessions=msgspec.structs.replace(one.sessions, ttl_s=TTL_S)) for one in workers
+        )
+        for workers in (model.prefill, model.decode)
+    ]
+    model = msgspec.structs.replace(model, prefill=short[0], decode=short[1])
+    return msgspec.structs.replace(config, name=f"tests-{os.getpid()}", models=(model,))
 
 
 @pytest.fixture(scope="session")

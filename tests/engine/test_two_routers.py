@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,10 +16,10 @@ import pytest
 
 from launch import probe
 from launch.cluster import ROUTER_CONFIG, Cluster
-from launch.config import ClusterConfig
 from launch.ports import PortChooser
 from shell_router.config import RouterConfig, load_json
 from shell_router.record import RunRecord
+from tests.conftest import TTL_S
 from tests.engine.pair import Pair
 from tests.engine.test_runs import chat, run_tree
 from tests.waiting import wait_until
@@ -28,33 +27,8 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TREE = "tree_9_3_1"
-TTL_S = 5.0
-"""Of sessions on the workers: what nobody closes ends by it."""
 RUNS = 3
 """On each router."""
-
-
-@pytest.fixture(scope="module")
-def cluster(
-    graft_home: Path, tiny_config: ClusterConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
-    """The tiny cluster with a short TTL; its shell router is the first of two."""
-    (model,) = tiny_config.models
-    sessions = msgspec.structs.replace(model.prefill[0].sessions, ttl_s=TTL_S)
-    short = msgspec.structs.replace(
-        model,
-        prefill=tuple(msgspec.structs.replace(one, sessions=sessions) for one in model.prefill),
-        decode=tuple(msgspec.structs.replace(one, sessions=sessions) for one in model.decode),
-    )
-    trees = tuple(path for path in tiny_config.shell_router.trees if Path(path).stem == TREE)
-    config = msgspec.structs.replace(
-        tiny_config,
-        name=f"tests-routers-{os.getpid()}",
-        models=(short,),
-        shell_router=msgspec.structs.replace(tiny_config.shell_router, embedding=None, trees=trees),
-    )
-    with Cluster(config, tmp_path_factory.mktemp("two-routers"), progress=False) as running:
-        yield running
 
 
 @dataclass(frozen=True)
@@ -66,17 +40,15 @@ class Second:
 
 
 @pytest.fixture
-def second(cluster: Cluster, tmp_path: Path) -> Iterator[Second]:
-    config = load_json(cluster.run_dir / ROUTER_CONFIG, RouterConfig)
+def second(tiny_cluster: Cluster, tmp_path: Path) -> Iterator[Second]:
+    config = load_json(tiny_cluster.run_dir / ROUTER_CONFIG, RouterConfig)
+    trees = tuple(path for path in config.trees if Path(path).stem == TREE)
     port = PortChooser({config.port})()
+    path = tmp_path / ROUTER_CONFIG
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(config, embedding=None, trees=trees)))
     with (tmp_path / "second.log").open("wb") as log:
         process = subprocess.Popen(
-            (
-                *(sys.executable, "-m", "shell_router"),
-                *("--config", str(cluster.run_dir / ROUTER_CONFIG), "--port", str(port)),
-            ),
-            stdout=log,
-            stderr=log,
+            (sys.executable, "-m", "shell_router", "--config", str(path), "--port", str(port)), stdout=log, stderr=log
         )
     try:
         url = f"http://{config.host}:{port}"
@@ -113,16 +85,16 @@ async def watched(client: aiohttp.ClientSession, url: str) -> Outcome:
     return Outcome(run, last == b"data: [DONE]")
 
 
-async def test_the_death_of_one_router_is_felt_by_its_clients_alone(cluster: Cluster, second: Second) -> None:
-    expected = await run_tree(cluster, TREE, slots="fixed")
-    await asyncio.to_thread(cluster.flush_caches)
+async def test_the_death_of_one_router_is_felt_by_its_clients_alone(tiny_cluster: Cluster, second: Second) -> None:
+    expected = await run_tree(tiny_cluster, TREE, slots="fixed")
+    await asyncio.to_thread(tiny_cluster.flush_caches)
     async with aiohttp.ClientSession() as client:
-        pair = await Pair.of(cluster, client)
-        kept = [asyncio.create_task(watched(client, cluster.url)) for _ in range(RUNS)]
+        pair = await Pair.of(tiny_cluster, client)
+        kept = [asyncio.create_task(watched(client, tiny_cluster.url)) for _ in range(RUNS)]
         lost = [asyncio.create_task(watched(client, second.url)) for _ in range(RUNS)]
 
         async def busy_with_both() -> bool:
-            listed = [await runs(client, url) for url in (cluster.url, second.url)]
+            listed = [await runs(client, url) for url in (tiny_cluster.url, second.url)]
             streaming = [[any(agent.output_tokens for agent in run.agents) for run in some] for some in listed]
             sessions = len((await pair.sessions(pair.decode)).open)
             return all(some.count(True) == RUNS for some in streaming) and sessions > 2
@@ -136,7 +108,7 @@ async def test_the_death_of_one_router_is_felt_by_its_clients_alone(cluster: Clu
             assert not outcome.whole, "a run of the router that died has ended as if all were well"
         for outcome in await asyncio.gather(*kept):
             assert outcome.whole
-            async with client.get(f"{cluster.url}/v1/runs/{outcome.run}") as reply:
+            async with client.get(f"{tiny_cluster.url}/v1/runs/{outcome.run}") as reply:
                 record = msgspec.json.decode(await reply.read(), type=RunRecord)
             assert (record.state, record.degraded) == ("done", False)
             for one, other in zip(record.agents, expected.agents, strict=True):
@@ -147,8 +119,8 @@ async def test_the_death_of_one_router_is_felt_by_its_clients_alone(cluster: Clu
             while await pair.held():  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
     # Succeeds only when no request is left.
-    await asyncio.to_thread(cluster.flush_caches)
-    again = await run_tree(cluster, TREE, slots="fixed")
+    await asyncio.to_thread(tiny_cluster.flush_caches)
+    again = await run_tree(tiny_cluster, TREE, slots="fixed")
     assert [agent.output_ids for agent in again.agents] == [agent.output_ids for agent in expected.agents]
 
 

@@ -17,8 +17,7 @@ from experiments.replay.redecide import Decision, redecide
 from experiments.replay.settings import SettingsError, describe, parse_settings
 from experiments.replay.source import Recorded, SourceError, fetch, load
 from graft import cli
-from launch.cluster import Cluster
-from shell_router.client import AsyncClient, ClientError
+from shell_router.client import ClientError
 from shell_router.core.early_exit import BallotKind, BypassPolicy, ExitOverride, ExitPolicy, draw
 from shell_router.core.events import Appended, Assessed, Event, Finished, Settled, Started, Tokens
 from shell_router.core.plan import ChunkPolicy, Plan, PlanOptions
@@ -26,7 +25,7 @@ from shell_router.core.prompt import Message
 from shell_router.core.tree import AgentConfig, FailurePolicy, Sampling, Tree, TreeConfig, build_tree
 from shell_router.options import RunOptions
 from shell_router.prepare import RunRequest
-from shell_router.record import Mode, RunHead, RunRecord
+from shell_router.record import RunHead, RunRecord
 from shell_router.replay.verify import replay
 from shell_router.run import Run
 from shell_router.service import Service
@@ -647,18 +646,3 @@ def test_no_runs(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(SourceError, match="one JSON document"):
         load(tmp_path / "runs.jsonl")
-
-
-@pytest.mark.engine
-def test_runs_of_a_real_cluster(tiny_cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    async def ask(tree_name: str, mode: Mode) -> str:
-        async with AsyncClient(tiny_cluster.url, run_timeout_s=120) as client:
-            answer = await client.ask("How many are two and two?", tree=tree_name, options={"mode": mode}, seed=5)
-            return answer.run_id
-
-    asked: list[tuple[str, Mode]] = [("tree_3_1", "spliced"), ("tree_3_1", "blocking"), ("exit_9_3_1", "spliced")]
-    for tree_name, mode in asked:
-        run_id = asyncio.run(ask(tree_name, mode))
-        assert main(["--url", tiny_cluster.url, "--run", run_id]) == 0, capsys.readouterr().out
-        (told,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
-        assert (told["replayed"], told["tree"], told["mode"]) == (True, tree_name, mode)
