@@ -18,12 +18,12 @@ setup: ## install everything into .venv; does nothing when nothing has changed
 demo: setup ## start a real cluster, run the main job in both modes, stop it
 	@$(BIN)/graft run cfgs/experiments/demo.json
 
-# Tests with real workers run one after the other in one of the JOBS processes (tests/conftest.py), all others beside them.
+# Tests with real workers run one after the other in one of JOBS processes, all others beside them (tests/conftest.py).
 test: lint ## all checks and all tests but the slow ones
 	@$(BIN)/pytest -m 'not slow' -n $(JOBS)
 
-test-fast: setup ## for work in progress: neither checks, nor real workers, nor what loads models or starts many processes
-	@$(BIN)/pytest -m 'not (slow or engine or heavy)' -n $(JOBS)
+test-fast: setup ## tests for work in progress: no checks, no real workers, nothing that loads models or SGLang
+	@$(BIN)/pytest -m 'not (slow or engine or heavy)' --ignore tests/sglang_ext -n $(JOBS)
 
 test-slow: setup ## the slow tests
 	@$(BIN)/pytest -m slow

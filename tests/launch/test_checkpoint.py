@@ -18,6 +18,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.heavy
 def test_tiny_qwen_is_a_qwen3_that_transformers_loads(home: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

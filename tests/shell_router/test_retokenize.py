@@ -24,6 +24,8 @@ from launch import checkpoint
 from shell_router.core.retokenize import Pieces, StreamingEncoder, Vocabulary
 from shell_router.tokenizer import HubTokenizer
 
+pytestmark = pytest.mark.heavy
+
 FRAGMENTS = (
     *("Hello", " world", " don't", "I'll", "'", "'v", "e", "'re", "ll", "’s", "''", "aaaa", "zzzqx", "AB", "CamelCase"),
     *(" ", "  ", "   ", "\n", "\r\n", "\r", "\t", "\n\n", " \n ", "\u3000", "\u00a0", "\x1c", "\x85", "\u2028", "\x00"),

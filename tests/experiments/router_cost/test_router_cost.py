@@ -26,6 +26,8 @@ from shell_router.record import CheckRecord
 from tests.commands import command
 from tests.experiments.records import make_record
 
+pytestmark = pytest.mark.heavy
+
 main = command("bench", "router")
 
 

@@ -17,6 +17,8 @@ from launch.config import ClusterConfig, load_cluster
 from shell_router.config import RouterConfig, load_json
 from tests.launch.k8s.manifests import OVERLAYS, ROOT, Role, container_of, labels_of, overlay, pod_of, ports_of
 
+pytestmark = pytest.mark.heavy
+
 LIKE = {"gpu": "gpu_pair", "cpu": "cpu_smollm2"}
 """The cluster of `cfgs/cluster` that each overlay is like."""
 ROLES: tuple[Role, ...] = ("prefill", "decode")

@@ -22,6 +22,8 @@ from shell_router.transport.roster import Members, look
 from tests.fakes.kubernetes import NAMESPACE, FakeKubernetes
 from tests.launch.k8s.manifests import container_of, overlay
 
+pytestmark = pytest.mark.heavy
+
 PREFILL, FIRST, SECOND = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 """Pods have addresses of their own and one port: so do these, all on the loopback."""
 

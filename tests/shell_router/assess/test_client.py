@@ -22,7 +22,7 @@ from shell_router.core.early_exit import BallotKind
 from tests.waiting import is_gone
 
 # One child for the whole module: it takes seconds to load the model.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.heavy]
 
 _CONFIG = EmbeddingConfig(path=str(get_model_path()), window_chars=300)
 

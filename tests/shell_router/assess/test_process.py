@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).resolve().parents[3]
 
