@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,14 @@ def test_import_contracts_hold() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_of_ours_is_imported_by_a_string() -> None:
+    """The contracts see import statements only."""
+    ours = ("graft", "experiments", "launch", "shell_router", "sglang_ext")
+    hidden = re.compile(rf"""(?:import_module|resolve_name|__import__)\(\s*f?["'](?:{"|".join(ours)})\b""")
+    files = [file for package in ours for file in (ROOT / package).rglob("*.py")]
+    assert [str(file) for file in files if hidden.search(file.read_text())] == []
 
 
 @pytest.mark.parametrize(
