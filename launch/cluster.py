@@ -150,7 +150,7 @@ class Cluster:
         dead = next(child for child in self._children if child.name == name)
         process.stop([dead], 0.0)
         self._children.remove(dead)
-        with Progress(f"restarting {name}", 1, shown=self._progress) as progress:
+        with Progress(f"restarting {name}", 1, shown=self._progress, alike=False) as progress:
             self._bring_up([_worker_start(worker)], time.monotonic() + self.config.startup_timeout_s, progress)
         self._record(self.url)
 
@@ -186,7 +186,7 @@ class Cluster:
 
         stages = self._stages(plan)
         title = f"starting {self.name}"
-        with Progress(title, sum(map(len, stages)), shown=self._progress) as progress:
+        with Progress(title, sum(map(len, stages)), shown=self._progress, alike=False) as progress:
             for stage in stages:
                 self._bring_up(stage, deadline, progress)
         self._record(plan.shell_router.url)
@@ -223,15 +223,16 @@ class Cluster:
         resolved = {}
         wanted = {path: place for place, path in self.config.paths(self.host)}
         missing = [path for path in wanted if checkpoint.must_build(path)]
-        with Progress("building checkpoints", len(missing), shown=self._progress and bool(missing)) as progress:
+        shown = self._progress and bool(missing)
+        with Progress("building checkpoints", len(missing), shown=shown, alike=False) as progress:
             for path, place in wanted.items():
-                progress.waiting([path])
+                progress.begin(f"waiting for {path}")
                 try:
                     resolved[path] = checkpoint.resolve(path)
                 except checkpoint.CheckpointError as error:
                     raise ClusterError(f"{place}: {error}") from error
                 if path in missing:
-                    progress.done(path)
+                    progress.end(f"{path} is ready")
         return resolved
 
     def _bring_up(self, starts: list[_Start], deadline: float, progress: Progress) -> None:
@@ -247,7 +248,7 @@ class Cluster:
             for start in tuple(waiting):
                 if self._is_ready(start):
                     waiting.remove(start)
-                    progress.done(self._called(start))
+                    progress.end(f"{self._called(start)} is ready")
             if not waiting:
                 return
             names = [self._called(start) for start in waiting]
@@ -256,7 +257,7 @@ class Cluster:
                     f"{', '.join(names)} did not come up within {self.config.startup_timeout_s:g} s "
                     f"(startup_timeout_s); logs are in {self.run_dir}"
                 )
-            progress.waiting(names)
+            progress.begin(f"waiting for {', '.join(names)}")
             time.sleep(POLL_S)
 
     def _called(self, start: _Start) -> str:

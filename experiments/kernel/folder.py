@@ -8,7 +8,7 @@ elsewhere, as on a machine that replaces one that was taken away, says so, and t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import msgspec
 
@@ -70,7 +70,7 @@ class Folder(Generic[C]):
         self._sessions = Lines(path / "sessions.jsonl", Session)
 
     @classmethod
-    def create(cls, path: Path, config: C) -> Folder[C]:
+    def create(cls, path: Path, config: C) -> Self:
         """A new folder. Raises `ConfigError` when it is there."""
         try:
             path.mkdir(parents=True)
@@ -80,7 +80,7 @@ class Folder(Generic[C]):
         return cls(path, config)
 
     @classmethod
-    def reopen(cls, path: Path, kind: type[C], config: C | None = None) -> Folder[C]:
+    def reopen(cls, path: Path, kind: type[C], config: C | None = None) -> Self:
         """The folder of an experiment that is to go on. Raises `ConfigError` when it is none, or not of `config`."""
         try:
             stored = msgspec.json.decode((path / "config.json").read_bytes(), type=kind)
@@ -98,19 +98,18 @@ class Folder(Generic[C]):
         """The times during which its results were made."""
         return self._sessions.read()
 
-    def begin(self, session: Session, *, elsewhere: bool = False) -> None:
-        """Note that something is about to be measured.
-
-        Raises `ConfigError` when what there is was made on another machine or by other software, unless `elsewhere`
-        says that this is known.
-        """
+    def check_place(self, environment: Environment) -> None:
+        """Raise `ConfigError` when what there is was made on another machine or by other software."""
         for earlier in self.sessions:
-            changed = earlier.environment.differences(session.environment)
-            if changed and not elsewhere:
+            changed = earlier.environment.differences(environment)
+            if changed:
                 raise ConfigError(
                     f"{self.path} was made with another {', '.join(changed)}; begin a new experiment, or go on with "
                     "--elsewhere: its report then tells what was made where"
                 )
+
+    def begin(self, session: Session) -> None:
+        """Note that something is about to be measured."""
         self._sessions.add(session)
 
 

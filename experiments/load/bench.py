@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -14,9 +15,9 @@ from experiments.load.arrivals import Arrival, make_arrivals
 from experiments.load.block import Block, BlockKey, problems, values
 from experiments.load.config import LoadConfig, Setting
 from experiments.load.fill import Fill
-from experiments.load.folder import Folder
+from experiments.load.folder import LoadFolder
 from experiments.load.generator import OpenLoop, Outcome, Sample
-from experiments.load.progress import Progress
+from experiments.load.progress import BlockProgress
 from experiments.load.ramp import Knee, Search, judge
 from shell_router.client import ClientError
 from shell_router.errors import EngineError
@@ -50,7 +51,7 @@ class Nobody:
         raise NotOnDisk
 
 
-async def read_bench(config: LoadConfig, folder: Folder) -> Bench | None:
+async def read_bench(config: LoadConfig, folder: LoadFolder) -> Bench | None:
     """The test in `folder` as it ended; None when a block of it is missing."""
     bench = Bench(config, Nobody(), folder)
     try:
@@ -67,7 +68,7 @@ class Bench:
         self,
         config: LoadConfig,
         client: Client,
-        folder: Folder,
+        folder: LoadFolder,
         *,
         flush: Callable[[], Awaitable[None]] | None = None,
         fill: Callable[[], AbstractAsyncContextManager[Fill]] | None = None,
@@ -82,7 +83,7 @@ class Bench:
         self._settings = {setting.name: setting for setting in config.settings}
         self._searches = {} if config.ramp is None else {name: Search(config.ramp) for name in self._settings}
         self._tried = False
-        self._progress = Progress(config.end_s, self._blocks_left)
+        self._progress = BlockProgress(self._blocks_left)
 
     @property
     def knees(self) -> tuple[Knee, ...]:
@@ -97,9 +98,10 @@ class Bench:
 
     async def run(self) -> None:
         """Measure what is not there yet. Raises `TargetError` when the router or what fills the pools does not work."""
-        if self._searches:
-            await self._ramp()
-        else:
+        with self._progress if self._blocks_left() else contextlib.nullcontext():
+            if self._searches:
+                await self._ramp()
+                return
             for index in range(self._config.blocks):
                 for setting in self._order(index):
                     await self._measure(BlockKey(setting=setting, rate=self._config.rate, index=index))

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import datetime
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import msgspec
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED
 from experiments.kernel.engine import TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
+from experiments.kernel.folder import Session, write_document
 from experiments.kernel.pair import Pair
 from experiments.kernel.target import (
     Start,
@@ -48,7 +50,7 @@ from experiments.load.config import (
     trace_duration,
 )
 from experiments.load.fill import Fill
-from experiments.load.folder import Begun, Folder
+from experiments.load.folder import LoadFolder
 from experiments.load.report import Report, make_report
 from experiments.load.show import format_report
 from launch import shipped
@@ -65,26 +67,27 @@ def main(argv: list[str]) -> int:
     """Run a load test as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
     key = client_key()
+    # What is measured is the code as it is now, not as it may be edited meanwhile.
+    environment = describe_environment()
     if arguments.resume is not None:
-        folder = Folder.resume(arguments.resume)
-        config = folder.begun.config
+        folder = LoadFolder.reopen(arguments.resume, LoadConfig)
+        config = folder.config
         bench = asyncio.run(read_bench(config, folder))
         if bench is not None:
             # Nothing is missing but, perhaps, its report.
             return _answer(_finish(folder, bench, interrupted=False))
         start = _start(config)
-        if folder.begun.environment != describe_environment():
-            raise ConfigError(
-                f"{folder.path}: machine, software or commit are not as they were when the test began; begin a new one"
-            )
+        if not arguments.elsewhere:
+            folder.check_place(environment)
     else:
         config = make_config(arguments)
         start = _start(config)
         now = datetime.datetime.now(datetime.UTC)
         path = arguments.runs_dir / (arguments.name or f"load-{config.tree}-{now:%Y%m%dT%H%M%SZ}")
-        folder = Folder.create(path, Begun(config=config, environment=describe_environment()))
+        folder = LoadFolder.create(path, config)
     logs = folder.path / f"cluster-{len(folder.blocks)}"
     with start(logs) as target:
+        folder.begin(Session(url=target.url, environment=environment, started=time.time()))
         report = _run(config, target, folder, key)
     return _answer(report)
 
@@ -97,7 +100,7 @@ def _answer(report: Report) -> int:
     return 0 if report.ok else EXIT_FAILED
 
 
-def _run(config: LoadConfig, target: Target, folder: Folder, key: str | None) -> Report:
+def _run(config: LoadConfig, target: Target, folder: LoadFolder, key: str | None) -> Report:
     if target.flush is None:
         print(
             "load: the workers' caches are not flushed between blocks, so a setting may profit from what another left; "
@@ -114,16 +117,18 @@ def _run(config: LoadConfig, target: Target, folder: Folder, key: str | None) ->
     return _finish(folder, benches[0] if benches else None, interrupted=interrupted)
 
 
-def _finish(folder: Folder, bench: Bench | None, *, interrupted: bool) -> Report:
+def _finish(folder: LoadFolder, bench: Bench | None, *, interrupted: bool) -> Report:
     """Write the report and show its tables. An interrupt after the last block has cost nothing."""
     knees = bench.knees if bench is not None else ()
     report = make_report(folder, knees, interrupted=interrupted and not (bench is not None and bench.finished))
-    folder.report_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    write_document(folder.report_file, report)
     print(f"{format_report(report)}\n\nreport  {folder.report_file}\nblocks  {folder.blocks_file}\n", flush=True)
     return report
 
 
-async def _measure(config: LoadConfig, target: Target, folder: Folder, key: str | None, benches: list[Bench]) -> None:
+async def _measure(
+    config: LoadConfig, target: Target, folder: LoadFolder, key: str | None, benches: list[Bench]
+) -> None:
     """`benches` gets the bench as soon as there is one, so that an interrupt does not take it along."""
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(
@@ -232,6 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--url", help="base URL of a running shell router")
     where.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a test, as it was begun")
+    parser.add_argument(
+        "--elsewhere", action="store_true", help="with --resume: on another machine, or with other software or code"
+    )
     when = parser.add_mutually_exclusive_group()
     when.add_argument("--rate", type=float, help="runs per second, Poisson")
     when.add_argument("--trace", type=Path, help='file of JSON lines {"at": seconds, "tree": ..., "question": ...}')

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
+from experiments.kernel.statistics import Estimate, geometric_mean
 from experiments.load.block import Block, Counts, Values, count, measured, problems, tails, values
 from experiments.load.config import LoadConfig
-
-RESAMPLES = 2000
-INTERVAL = (0.025, 0.975)
 
 
 class Over(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,23 +39,13 @@ class SettingNumbers(msgspec.Struct, frozen=True, kw_only=True):
     """Percentiles over the runs of all blocks together."""
 
 
-class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """Geometric mean of the ratios of block pairs, and its 95 % bootstrap interval (resampled: pairs)."""
-
-    mean: float
-    low: float | None
-    """None with a single pair."""
-    high: float | None
-    pairs: int
-
-
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """A setting against the first one, at one rate."""
 
     setting: str
     against: str
     rate: float | None
-    ratios: dict[str, Ratio | None]
+    ratios: dict[str, Estimate | None]
     """Setting / first, by name; None where a block lacks the number, or has 0."""
 
 
@@ -96,18 +82,13 @@ def compare(blocks: Sequence[Block], config: LoadConfig) -> tuple[Comparison, ..
     return tuple(found)
 
 
-def ratio(pairs: Sequence[tuple[float | None, float | None]], seed: str) -> Ratio | None:
+def ratio(pairs: Sequence[tuple[float | None, float | None]], seed: str) -> Estimate | None:
     """Of `above / below` pairs. The same seed gives the same interval."""
     # Without the pairs that lack a number, which are the worst, the others would look like all.
     if not pairs or not all(above and below for above, below in pairs):
         return None
-    logs = [math.log(above / below) for above, below in pairs if above and below]
-    low = high = None
-    if len(logs) > 1:
-        draw = np.random.default_rng(random.Random(seed).randrange(2**32))
-        means = draw.choice(logs, (RESAMPLES, len(logs))).mean(axis=1)
-        low, high = (math.exp(float(end)) for end in np.quantile(means, INTERVAL))
-    return Ratio(mean=math.exp(statistics.fmean(logs)), low=low, high=high, pairs=len(logs))
+    ratios = [above / below for above, below in pairs if above and below]
+    return geometric_mean(ratios, seed=random.Random(seed).randrange(2**32))
 
 
 def over(numbers: Sequence[float | None], *, failed_is_none: bool) -> Over | None:

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while blocks run."""
+"""What a person sees of the blocks of a load test while they run."""
 
 from __future__ import annotations
 
@@ -9,25 +9,34 @@ from collections.abc import AsyncIterator, Callable
 
 from experiments.load.block import Block, BlockKey, Values, count, measured
 from experiments.load.generator import OpenLoop
+from launch.progress import Progress
 
 LINE_S = 10.0
 """Between two lines where stderr is no terminal."""
 REFRESH_S = 1.0
 
 
-class Progress:
-    """Tells of the block that runs, of those that have ended, and how long the rest may take."""
+class BlockProgress:
+    """Tells of the block that runs and of those that have ended. Use as a context manager."""
 
-    def __init__(self, block_s: float, left: Callable[[], int]) -> None:
-        """`block_s` is a first guess of a block's time, `left` counts blocks to come, the one that runs included."""
+    def __init__(self, left: Callable[[], int]) -> None:
+        """`left` counts blocks to come, the one that runs included: a search for the knee does not know beforehand."""
         self._left = left
-        self._walls: list[float] = []
-        self._guess = block_s
-        self._terminal = sys.stderr.isatty()
+        self._done = 0
+        self._progress = Progress("block", left())
+
+    def __enter__(self) -> BlockProgress:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._progress.__exit__(None, None, None)
 
     @contextlib.asynccontextmanager
     async def watch(self, key: BlockKey, generator: OpenLoop) -> AsyncIterator[None]:
         """While the block runs."""
+        self._progress.start()
+        self._progress.expect(self._done + self._left())
         ticker = asyncio.create_task(self._tick(key, generator))
         try:
             yield
@@ -37,11 +46,11 @@ class Progress:
                 await ticker
 
     def say(self, text: str) -> None:
-        print(("\r\x1b[K" if self._terminal else "") + text, file=sys.stderr, flush=True)
+        self._progress.say(text, sys.stderr)
 
     def end(self, block: Block, numbers: Values, problems: tuple[str, ...]) -> None:
         """Tell of a block that has ended; it is no more among those left."""
-        self._walls.append(block.wall_s)
+        self._done += 1
         counts = count(measured(block))
         goodput = numbers["goodput_share"]
         told = [
@@ -54,29 +63,26 @@ class Progress:
         if counts.not_done:
             told.append(f"{counts.refused} refused, {counts.failed} failed, {counts.unsent} not sent")
         told += [f"INVALID: {problem}" for problem in problems]
-        self.say(", ".join(told) + f"; {self._eta(0.0)}")
+        self._progress.expect(self._done + self._left())
+        self._progress.end(", ".join(told))
+        if self._progress.terminal:
+            self.say(", ".join(told))
 
     async def _tick(self, key: BlockKey, generator: OpenLoop) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         last = generator.arrivals[-1].at if generator.arrivals else 0.0
         while True:
-            await asyncio.sleep(REFRESH_S if self._terminal else LINE_S)
+            await asyncio.sleep(REFRESH_S if self._progress.terminal else LINE_S)
             gone = loop.time() - start
             counts = count(generator.samples)
-            rate = counts.done / gone
             told = (
                 f"{key.name}: {gone:.0f} of {last:.0f} s, {counts.offered + generator.outstanding} of "
-                f"{len(generator.arrivals)} sent, {counts.done} done ({rate:.2f}/s), {counts.not_done} failed, "
-                f"{generator.outstanding} outstanding; {self._eta(gone)}"
+                f"{len(generator.arrivals)} sent, {counts.done} done ({counts.done / gone:.2f}/s), "
+                f"{counts.not_done} failed, {generator.outstanding} outstanding"
             )
-            print(f"\r\x1b[K{told}" if self._terminal else told, end="" if self._terminal else "\n", file=sys.stderr)
-            sys.stderr.flush()
-
-    def _eta(self, gone: float) -> str:
-        each = sum(self._walls) / len(self._walls) if self._walls else self._guess
-        left = max(0.0, self._left() * each - gone)
-        return f"{left / 60:.0f} min left" if left >= 120 else f"{left:.0f} s left"
+            self._progress.begin(told)
+            self._progress.tell(told)
 
 
 def _seconds(value: float | None) -> str:

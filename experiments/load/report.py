@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from experiments.kernel.environment import Environment
+from experiments.kernel.folder import Session
 from experiments.load.block import problems
 from experiments.load.compare import Comparison, SettingNumbers, compare, summarize
 from experiments.load.config import LoadConfig
 from experiments.load.fill import FillRecord
-from experiments.load.folder import Folder
+from experiments.load.folder import LoadFolder
 from experiments.load.ramp import Knee
 
 DEFINITIONS = {
@@ -69,8 +69,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     fills: tuple[BlockFill, ...]
     definitions: dict[str, str]
     parameters: LoadConfig
-    environment: Environment
-    """Where the test was begun."""
+    sessions: tuple[Session, ...]
+    """Where and when blocks were measured; a test that was resumed has several."""
     started: float | None
     """Unix time of the first block's start, seconds; None without a block."""
     ended: float | None
@@ -78,8 +78,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     blocks_file: str
 
 
-def make_report(folder: Folder, knees: tuple[Knee, ...], *, interrupted: bool) -> Report:
-    config, blocks = folder.begun.config, list(folder.blocks.values())
+def make_report(folder: LoadFolder, knees: tuple[Knee, ...], *, interrupted: bool) -> Report:
+    config, blocks = folder.config, list(folder.blocks.values())
     invalid = tuple(Invalid(block=block.key.name, why=why) for block in blocks if (why := problems(block, config)))
     reasons: dict[str, int] = {}
     for block in blocks:
@@ -99,7 +99,7 @@ def make_report(folder: Folder, knees: tuple[Knee, ...], *, interrupted: bool) -
         fills=tuple(BlockFill(block=block.key.name, fill=block.fill) for block in blocks if block.fill is not None),
         definitions=DEFINITIONS,
         parameters=config,
-        environment=folder.begun.environment,
+        sessions=tuple(folder.sessions),
         started=min((block.started for block in blocks), default=None),
         ended=max((block.started + block.wall_s for block in blocks), default=None),
         blocks_file=str(folder.blocks_file),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.kernel.statistics import Spread
-from experiments.kernel.tables import NONE, align
-from experiments.load.compare import Comparison, Over, Ratio, SettingNumbers
+from experiments.kernel.tables import NONE, align, interval
+from experiments.load.compare import Comparison, Over, SettingNumbers
 from experiments.load.fill import FillRecord
 from experiments.load.ramp import Knee
 from experiments.load.report import Report
@@ -42,7 +42,7 @@ def format_report(report: Report) -> str:
     parts.append(
         "Medians over blocks, in brackets the smallest and the largest; times count from the scheduled time, over all\n"
         f"offered runs; `{_FAILED}`: the percentile falls on runs that failed. Ratios are setting / first setting, in\n"
-        "brackets the 95 % bootstrap interval over pairs of blocks."
+        "square brackets the 95 % bootstrap interval over pairs of blocks."
     )
     return "\n\n".join(parts)
 
@@ -81,11 +81,10 @@ def _number(value: float | None) -> str:
 
 
 def _ratio(comparison: Comparison, name: str) -> str:
-    ratio: Ratio | None = comparison.ratios.get(name)
+    ratio = comparison.ratios.get(name)
     if ratio is None:
         return NONE if name in comparison.ratios else ""
-    interval = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.3f} - {ratio.high:.3f})"
-    return f"{ratio.mean:.3f}{interval}"
+    return f"{ratio.value:.3f} {interval(ratio, '.3f')}".rstrip()
 
 
 def _format_knees(knees: Sequence[Knee]) -> str:

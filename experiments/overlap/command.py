@@ -42,7 +42,6 @@ from experiments.kernel.engine import PairClient, TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.folder import Lines, write_document
 from experiments.kernel.pair import Pair
-from experiments.kernel.progress import Progress
 from experiments.kernel.statistics import FEW
 from experiments.kernel.target import TargetError
 from experiments.overlap import layer, show, stats, traffic, ttft
@@ -50,6 +49,7 @@ from experiments.overlap.loads import Load, LoadParameters
 from experiments.overlap.stats import MODES, Goal, Sample
 from experiments.overlap.target import StartPair, cluster_pair, running_pair
 from launch import shipped
+from launch.progress import Progress
 
 LOADS: tuple[Load, ...] = ("idle", "busy_decode", "pressure")
 LAYER_PARTS = ("second_layer", "spliced", "chain")
@@ -110,7 +110,7 @@ class Setup:
 
     def progress(self, steps: int) -> Progress:
         """Of a part that takes `steps` samples in each repetition."""
-        return Progress(steps * (self.arguments.repetitions + 1), "sample")
+        return Progress("sample", steps * (self.arguments.repetitions + 1))
 
     def take(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.kernel.environment import Environment
+from experiments.kernel.folder import Session
 from experiments.kernel.statistics import Estimate, Spread, spread
 from experiments.load.compare import Comparison as LoadComparison
 from experiments.load.compare import SettingNumbers
@@ -18,7 +18,7 @@ from experiments.report.numbers import Checks, Waterfall, checks, good_runs, mea
 from experiments.report.source import LoadSource, RunSource
 from experiments.settings.aggregate import Comparison, SettingAggregate
 from experiments.settings.config import ExperimentConfig
-from experiments.settings.summary import Failure, Session, Summary
+from experiments.settings.summary import Failure, Summary
 
 DEFINITIONS = {
     "settings, comparisons": "as in the folder's summary.json, see `definitions` there",
@@ -77,7 +77,7 @@ class LoadCurve(msgspec.Struct, frozen=True, kw_only=True):
     """One folder of `graft bench load`."""
 
     label: str
-    environment: Environment
+    sessions: tuple[Session, ...]
     started: float | None
     """Unix time, seconds; None without a block."""
     ended: float | None
@@ -209,7 +209,7 @@ def _load(source: LoadSource) -> LoadCurve:
     report = source.report
     return LoadCurve(
         label=source.label,
-        environment=report.environment,
+        sessions=report.sessions,
         started=report.started,
         ended=report.ended,
         tree=report.parameters.tree,

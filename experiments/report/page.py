@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from experiments.kernel.environment import Environment
 from experiments.kernel.statistics import FEW, Estimate, Spread
 from experiments.kernel.tables import NONE, count, interval, whole
-from experiments.load.compare import Over, Ratio, SettingNumbers
+from experiments.load.compare import Over, SettingNumbers
 from experiments.report import plots
 from experiments.report.content import LoadCurve, ReportDocument, RunReport
 from experiments.report.document import Block, Heading, Paragraph, Picture, Table
@@ -227,9 +227,9 @@ def _load(load: LoadCurve) -> Iterator[Block]:
         ["foreign requests", _foreign(load)],
         ["seed", str(load.seed)],
         ["made", NONE if load.started is None or load.ended is None else _span([load.started], load.ended)],
-        ["machine", _machine(load.environment)],
-        ["commit", _commit(load.environment)],
-        ["software", _software(load.environment)],
+        ["machine", _each(_machine(session.environment) for session in load.sessions)],
+        ["commit", _each(_commit(session.environment) for session in load.sessions)],
+        ["software", _each(_software(session.environment) for session in load.sessions)],
     ]
     yield Table(facts)
     if not load.ok:
@@ -246,7 +246,7 @@ def _load(load: LoadCurve) -> Iterator[Block]:
         rows = [["setting / first setting", "rate", "pairs", *(name for name, _ in _LOAD_RATIOS)]]
         for each in load.comparisons:
             ratios = [each.ratios.get(key) for _, key in _LOAD_RATIOS]
-            pairs = max((ratio.pairs for ratio in ratios if ratio is not None), default=0)
+            pairs = max((ratio.n for ratio in ratios if ratio is not None), default=0)
             name = f"{each.setting} / {each.against}"
             rows.append([name, _rate(each.rate), str(pairs), *map(_load_ratio, ratios)])
         yield Table(rows)
@@ -272,11 +272,8 @@ def _rate(rate: float | None) -> str:
     return "trace" if rate is None else f"{rate:g}/s"
 
 
-def _load_ratio(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return NONE
-    interval = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
-    return f"{ratio.mean:.3f}{interval}"
+def _load_ratio(ratio: Estimate | None) -> str:
+    return NONE if ratio is None else f"{ratio.value:.3f} {interval(ratio, '.3f')}".rstrip()
 
 
 def _foreign(load: LoadCurve) -> str:

@@ -67,7 +67,7 @@ def _read(folder: Path) -> Summary | LoadReport:
         return _decode(folder / SUMMARY, Summary)
     if (folder / LOAD).is_file() and (folder / "blocks.jsonl").is_file():
         return _decode(folder / LOAD, LoadReport)
-    if (folder / "runs.jsonl").is_file():
+    if (folder / "config.json").is_file():
         raise SourceError(f"{folder} has no {SUMMARY} yet: `graft run CFG --resume {folder}` ends what was begun there")
     raise SourceError(f"{folder} is no folder of `graft run`: there is no {SUMMARY} in it")
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, TypeVar
 
 import msgspec
 
-from experiments.kernel.environment import Environment
+from experiments.kernel.folder import Folder, Lines, Session, write_document
 from experiments.questions import Origin
 from experiments.settings.aggregate import Aggregates, Comparison, SettingAggregate, aggregate
 from experiments.settings.config import ExperimentConfig
 from experiments.settings.plan import Step
 from experiments.settings.result import RunResult
-from shell_router.config import ConfigError
-
-T = TypeVar("T")
 
 DEFINITIONS = {
     "origin": "what the questions are a part of: `held` were there to choose from, `full_size` is the whole benchmark",
@@ -47,16 +43,6 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     run_id: str | None
     reason: str
-
-
-class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """A time during which runs were made; an experiment that was resumed has several."""
-
-    url: str
-    """Base URL of the shell router."""
-    environment: Environment
-    started: float
-    """Unix time, seconds."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,68 +123,25 @@ def summarize(
     )
 
 
-class RunFolder:
+class RunFolder(Folder[ExperimentConfig]):
     """The folder of one experiment, `runs/<name>`: the only thing an experiment writes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.events = path / "events"
-        self.config_file = path / "config.json"
-        self.sessions_file = path / "sessions.jsonl"
-        self.runs_file = path / "runs.jsonl"
-        self.summary_file = path / "summary.json"
+    def __init__(self, path: Path, config: ExperimentConfig) -> None:
+        super().__init__(path, config)
+        self.runs = Lines(path / "runs.jsonl", RunResult)
+        """Each run, written as it ends."""
         self.timeline_file = path / "timeline.png"
-
-    @classmethod
-    def create(cls, path: Path, config: ExperimentConfig) -> Self:
-        """A new folder. Raises `FileExistsError` when it is there: results are never overwritten."""
-        folder = cls(path)
-        path.mkdir(parents=True)
-        folder.events.mkdir()
-        folder.config_file.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=1) + b"\n")
-        folder.sessions_file.touch()
-        folder.runs_file.touch()
-        return folder
-
-    @classmethod
-    def reopen(cls, path: Path, config: ExperimentConfig) -> Self:
-        """The folder of an experiment that is to go on. Raises `ConfigError` when it was one of another cfg."""
-        folder = cls(path)
-        try:
-            stored = msgspec.json.decode(folder.config_file.read_bytes(), type=ExperimentConfig)
-        except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(f"{path} holds no experiment that can be resumed: {error}") from error
-        changed = [name for name in config.__struct_fields__ if getattr(config, name) != getattr(stored, name)]
-        if changed:
-            places = ", ".join(f"`$.{name}`" for name in changed)
-            raise ConfigError(f"{path} is of another cfg, only the same one can be resumed; it differs at {places}")
-        return folder
-
-    def results(self) -> list[RunResult]:
-        """The runs that are on disk. What was being written when the power went is taken off the file."""
-        return _read_lines(self.runs_file, RunResult)
-
-    def sessions(self) -> list[Session]:
-        """The times during which these runs were made."""
-        return _read_lines(self.sessions_file, Session)
-
-    def add_session(self, session: Session) -> None:
-        """Note that runs are about to be made."""
-        with self.sessions_file.open("ab") as handle:
-            handle.write(msgspec.json.encode(session) + b"\n")
-
-    def add(self, result: RunResult) -> None:
-        """Write a run to disk as soon as it has ended, so that an interrupted experiment keeps it."""
-        with self.runs_file.open("ab") as handle:
-            handle.write(msgspec.json.encode(result) + b"\n")
+        self._events = path / "events"
 
     def add_events(self, run_id: str, events: Sequence[str]) -> None:
         """Write the event log of a run, one JSON object a line."""
-        (self.events / f"{run_id}.jsonl").write_text("".join(f"{event}\n" for event in events))
+        self._events.mkdir(exist_ok=True)
+        (self._events / f"{run_id}.jsonl").write_text("".join(f"{event}\n" for event in events))
 
     def finish(self, summary: Summary, *, timeline: bool) -> Report:
         """Write `summary.json`; `timeline` says whether there is a picture."""
-        self.summary_file.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n")
+        file = self.path / "summary.json"
+        write_document(file, summary)
         return Report(
             name=summary.name,
             ok=not summary.interrupted and not summary.failures,
@@ -208,19 +151,8 @@ class RunFolder:
             settings=summary.aggregates.settings,
             comparisons=summary.aggregates.comparisons,
             failures=summary.failures,
-            summary=str(self.summary_file),
-            runs_file=str(self.runs_file),
-            events=str(self.events),
+            summary=str(file),
+            runs_file=str(self.runs.path),
+            events=str(self._events),
             timeline=str(self.timeline_file) if timeline else None,
         )
-
-
-def _read_lines(path: Path, kind: type[T]) -> list[T]:
-    """Every whole line of a file. A last one without its end is cut off, so that the next has a line of its own."""
-    try:
-        whole, end, _ = path.read_bytes().rpartition(b"\n")
-        with path.open("r+b") as handle:
-            handle.truncate(len(whole + end))
-        return [msgspec.json.decode(line, type=kind) for line in whole.splitlines()]
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error

@@ -36,16 +36,16 @@ def test_only_the_same_experiment_goes_on(tmp_path: Path) -> None:
         Folder.reopen(tmp_path, Config)
 
 
-def test_another_machine_or_commit_is_refused_unless_it_is_known(tmp_path: Path) -> None:
+def test_another_machine_or_commit_is_told(tmp_path: Path) -> None:
     folder = Folder.create(tmp_path / "a", Config())
     folder.begin(SESSION)
     folder.begin(SESSION)
     moved = msgspec.structs.replace(SESSION.environment, cpu="another", commit="0" * 40)
     elsewhere = msgspec.structs.replace(SESSION, environment=moved)
+    folder.check_place(SESSION.environment)
     with pytest.raises(ConfigError, match="another commit, cpu; begin a new experiment, or go on with --elsewhere"):
-        folder.begin(elsewhere)
-    assert len(folder.sessions) == 2
-    folder.begin(elsewhere, elsewhere=True)
+        folder.check_place(moved)
+    folder.begin(elsewhere)
     assert [session.environment.cpu for session in folder.sessions][-1] == "another"
 
 

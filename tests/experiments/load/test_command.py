@@ -17,7 +17,6 @@ import pytest
 from aiohttp import web
 
 from experiments.kernel.engine import OnTokens, Pool, TokenSource
-from experiments.kernel.environment import describe_environment
 from experiments.kernel.target import TargetError
 from experiments.load.arrivals import Arrival, make_arrivals
 from experiments.load.bench import Bench
@@ -25,7 +24,7 @@ from experiments.load.block import values
 from experiments.load.client import LoadClient
 from experiments.load.config import FillParameters, LoadConfig, Ramp, Setting
 from experiments.load.fill import Fill
-from experiments.load.folder import Begun, Folder
+from experiments.load.folder import LoadFolder
 from experiments.load.generator import OpenLoop, Outcome, Sample
 from experiments.load.report import make_report
 from experiments.load.show import format_report
@@ -34,6 +33,7 @@ from shell_router.client import AsyncClient, ClientError
 from shell_router.errors import EngineError
 from tests.commands import command
 from tests.experiments.load.test_numbers import SPLICED, config
+from tests.experiments.moved import move
 from tests.fakes.shell_router import Ask, FakeRouter, Reply
 
 main = command("bench", "load")
@@ -144,8 +144,8 @@ def test_beyond_the_bound_nothing_is_sent_and_all_is_counted() -> None:
     assert len(server.asked) == 3
 
 
-def begin(tmp_path: Path, wanted: LoadConfig) -> Folder:
-    return Folder.create(tmp_path / "load", Begun(config=wanted, environment=describe_environment()))
+def begin(tmp_path: Path, wanted: LoadConfig) -> LoadFolder:
+    return LoadFolder.create(tmp_path / "load", wanted)
 
 
 def test_settings_take_turns_with_the_same_arrivals(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_settings_take_turns_with_the_same_arrivals(tmp_path: Path) -> None:
     assert report.ok
     ratio = report.comparisons[0].ratios["latency_s_p50"]
     assert ratio is not None
-    assert ratio.mean == pytest.approx(0.5)
-    assert ratio.pairs == 4
+    assert ratio.value == pytest.approx(0.5)
+    assert ratio.n == 4
     assert "end to end p99.9, s" in format_report(report)
 
 
@@ -217,7 +217,7 @@ def test_the_ramp_finds_the_knee_of_each_setting(tmp_path: Path) -> None:
     assert "knee, runs / s" in format_report(report)
 
     async def again() -> Bench:
-        bench = Bench(wanted, Server({}), Folder.resume(folder.path))
+        bench = Bench(wanted, Server({}), LoadFolder.reopen(folder.path, LoadConfig))
         await bench.run()
         return bench
 
@@ -240,7 +240,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 
     services = {"blocking": 0.2, "spliced": 0.1}
 
-    async def work(server: Callable[[], Server], folder: Folder) -> Server:
+    async def work(server: Callable[[], Server], folder: LoadFolder) -> Server:
         made = server()
         await Bench(wanted, made, folder).run()
         return made
@@ -251,11 +251,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert kept.count(b"\n") == 3
     # A process that is killed may leave half a line.
     folder.blocks_file.write_bytes(kept + b'{"key": {"sett')
-    resumed = Folder.resume(folder.path)
-    assert (resumed.blocks, resumed.begun) == (folder.blocks, folder.begun)
+    resumed = LoadFolder.reopen(folder.path, LoadConfig)
+    assert (resumed.blocks, resumed.config) == (folder.blocks, folder.config)
     in_virtual_time(work(lambda: Server(services), resumed))
     assert folder.blocks_file.read_bytes().startswith(kept)
-    assert len(Folder.resume(folder.path).blocks) == 6
+    assert len(LoadFolder.reopen(folder.path, LoadConfig).blocks) == 6
 
 
 def test_a_setting_that_never_works_is_found_before_the_first_block(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_from_the_command_line_to_the_document(tmp_path: Path, capsys: pytest.Ca
     assert document["ok"] is True
     assert [each["setting"] for each in document["settings"]] == ["blocking", "spliced"]
     assert document["reasons"] == {"HTTP 429: no more room (busy)": 1}
-    assert {"settings", "comparisons", "definitions", "parameters", "environment"} < document.keys()
+    assert {"settings", "comparisons", "definitions", "parameters", "sessions"} < document.keys()
     assert document == json.loads((tmp_path / "t" / "report.json").read_text())
     assert len((tmp_path / "t" / "blocks.jsonl").read_bytes().splitlines()) == 4
     assert "40 runs / s" in out
@@ -472,9 +472,14 @@ def test_an_interrupt_keeps_what_is_finished_and_resume_goes_on(
         kept = file.read_bytes()
         assert kept.count(b"\n") == 1
         assert "--resume" in err
-        assert main(["--resume", str(tmp_path / "t")]) == 0
+        move(tmp_path / "t")
+        assert main(["--resume", str(tmp_path / "t")]) == WRONG
+        assert "was made with another commit; begin a new experiment" in capsys.readouterr().err
+        assert file.read_bytes() == kept
+        assert main(["--resume", str(tmp_path / "t"), "--elsewhere"]) == 0
         document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (document["interrupted"], document["ok"]) == (False, True)
+    assert [session["environment"]["commit"] == "0" * 40 for session in document["sessions"]] == [True, False]
     # Nothing is missing any more: no router is asked, and none is there.
     assert main(["--resume", str(tmp_path / "t")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document

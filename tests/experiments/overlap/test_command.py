@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from experiments.kernel.pair import Pair
-from experiments.kernel.progress import Progress
 from experiments.kernel.target import TargetError
 from experiments.overlap import command as overlap
 from experiments.overlap import stats
 from experiments.overlap.stats import MODES
 from graft.cli import INTERRUPTED, WRONG
 from graft.cli import main as graft
+from launch.progress import Progress
 from tests.experiments.overlap.served import in_thread, pair_of
 from tests.waiting import wait_until
 

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from experiments.kernel.environment import Environment
+from experiments.kernel.folder import Session
 from experiments.load.block import Block, BlockKey
-from experiments.load.folder import Begun
-from experiments.load.folder import Folder as LoadFolder
+from experiments.load.folder import LoadFolder
 from experiments.load.ramp import Knee
 from experiments.load.report import make_report
 from experiments.questions import Origin, QuestionsConfig
@@ -24,7 +24,7 @@ from experiments.report.numbers import checks, slowest_path, timeline_runs, wate
 from experiments.settings.aggregate import SettingAggregate
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
-from experiments.settings.summary import RunFolder, Session, Summary, summarize
+from experiments.settings.summary import RunFolder, Summary, summarize
 from graft.cli import WRONG
 from graft.cli import main as graft
 from shell_router.core.early_exit import Verdict
@@ -415,7 +415,8 @@ def test_a_single_setting_has_no_pairs(tmp_path: Path) -> None:
 def write_load(path: Path) -> None:
     """Two rates; all runs are over the deadline."""
     config = load_config()
-    folder = LoadFolder.create(path, Begun(config=config, environment=ENVIRONMENT))
+    folder = LoadFolder.create(path, config)
+    folder.begin(Session(url="http://127.0.0.1:1", environment=ENVIRONMENT, started=0.0))
     for rate in (1.0, 2.0):
         for setting in config.settings:
             samples = tuple(sample(2.5 + at, latency=1.0 + rate + at / 10) for at in range(8))

@@ -20,6 +20,7 @@ from shell_router.app import build_app
 from shell_router.core.agent_progress import AgentState
 from shell_router.transport.fake import FakeEngine
 from tests.commands import command
+from tests.experiments.moved import move
 from tests.experiments.records import make_record
 from tests.fakes.shell_router import Ask, FakeRouter, Reply
 from tests.shell_router.serving import fake_service, serving
@@ -441,3 +442,20 @@ def test_a_setting_is_sent_as_the_file_has_it(graft_run: Any, config: Path) -> N
     assert all(ask.graft == graft | {"slot_orders": {}, "forced": {}} for ask in router.asks)
     assert last_line(out)["comparisons"] == []
     assert Path(last_line(out)["timeline"]).exists()
+
+
+def test_runs_of_other_code_are_not_mixed_unless_that_is_wanted(
+    graft_run: Any, config: Path, tmp_path: Path, capsys: Any
+) -> None:
+    with FakeRouter(interrupted_at(4)) as router:
+        graft_run(router)
+        move(tmp_path / "t")
+        asked = len(router.asks)
+        assert resume(config, router, tmp_path / "t") == WRONG
+        assert (
+            "was made with another commit; begin a new experiment, or go on with --elsewhere" in capsys.readouterr().err
+        )
+        assert len(router.asks) == asked
+        assert resume(config, router, tmp_path / "t", "--elsewhere") == 0
+    summary = json.loads((tmp_path / "t" / "summary.json").read_text())
+    assert [session["environment"]["commit"] == "0" * 40 for session in summary["sessions"]] == [True, False]

@@ -429,3 +429,17 @@ def test_a_shipped_cluster_goes_by_its_name(capsys: pytest.CaptureFixture[str]) 
     captured = capsys.readouterr()
     assert "cluster cpu_tiny can start here" in captured.out
     assert "neither a file nor a configuration that ships with Graft: cpu_hetero, " in captured.err
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    code = "import sys\nfrom graft import cli\n"
+    code += "cli.COMMANDS['status'] = cli.Command('', lambda _: print('x' * 10**6) or 0)\n"
+    code += "raise SystemExit(cli.main(['status']))"
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" | head -c 1', sys.executable, code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("x", "")
