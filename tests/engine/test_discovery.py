@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 
 from launch.cluster import Cluster
 from shell_router.app import open_app
-from shell_router.config import ModelConfig, PairConfig, RouterConfig, load_json
+from shell_router.config import ModelConfig, PairConfig, RouterConfig
 from shell_router.record import RunRecord
 from shell_router.transport.roster import look
 from tests.engine.test_runs import chat, run_tree
@@ -19,14 +19,8 @@ from tests.engine.test_runs import chat, run_tree
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture
-def named(tiny_cluster: Cluster) -> RouterConfig:
-    """What the launcher told its own shell router, which knows its workers."""
-    return load_json(tiny_cluster.run_dir / "shell_router.json", RouterConfig)
-
-
-async def test_sglang_router_lists_the_workers_that_the_launcher_started(named: RouterConfig) -> None:
-    (model,) = named.models
+async def test_sglang_router_lists_the_workers_that_the_launcher_started(router_config: RouterConfig) -> None:
+    (model,) = router_config.models
     async with ClientSession() as client:
         members = await look(model.router_url, client)
     assert set(members.pairs) == set(model.pairs)
@@ -35,13 +29,13 @@ async def test_sglang_router_lists_the_workers_that_the_launcher_started(named: 
 
 
 async def test_a_router_that_discovers_its_workers_runs_trees_as_one_that_knows_them(
-    tiny_cluster: Cluster, named: RouterConfig
+    tiny_cluster: Cluster, router_config: RouterConfig
 ) -> None:
     expected = await run_tree(tiny_cluster, "tree_3_1", slots="fixed")
     await asyncio.to_thread(tiny_cluster.flush_caches)
-    models = tuple(_discovering(model) for model in named.models)
-    trees = tuple(path for path in named.trees if path.endswith("/tree_3_1.json"))
-    config = msgspec.structs.replace(named, models=models, trees=trees, embedding=None)
+    models = tuple(_discovering(model) for model in router_config.models)
+    trees = tuple(path for path in router_config.trees if path.endswith("/tree_3_1.json"))
+    config = msgspec.structs.replace(router_config, models=models, trees=trees, embedding=None)
     async with open_app(config) as app, TestServer(app) as server, ClientSession() as client:
         async with asyncio.timeout(30):
             while (await client.get(server.make_url("/ready"))).status != 200:  # noqa: ASYNC110

@@ -17,7 +17,7 @@ import pytest
 from launch import probe
 from launch.cluster import ROUTER_CONFIG, Cluster
 from launch.ports import PortChooser
-from shell_router.config import RouterConfig, load_json
+from shell_router.config import RouterConfig
 from shell_router.record import RunRecord
 from tests.conftest import TTL_S
 from tests.engine.pair import Pair
@@ -40,18 +40,17 @@ class Second:
 
 
 @pytest.fixture
-def second(tiny_cluster: Cluster, tmp_path: Path) -> Iterator[Second]:
-    config = load_json(tiny_cluster.run_dir / ROUTER_CONFIG, RouterConfig)
-    trees = tuple(path for path in config.trees if Path(path).stem == TREE)
-    port = PortChooser({config.port})()
+def second(router_config: RouterConfig, tmp_path: Path) -> Iterator[Second]:
+    trees = tuple(path for path in router_config.trees if Path(path).stem == TREE)
+    port = PortChooser({router_config.port})()
     path = tmp_path / ROUTER_CONFIG
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(config, embedding=None, trees=trees)))
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(router_config, embedding=None, trees=trees)))
     with (tmp_path / "second.log").open("wb") as log:
         process = subprocess.Popen(
             (sys.executable, "-m", "shell_router", "--config", str(path), "--port", str(port)), stdout=log, stderr=log
         )
     try:
-        url = f"http://{config.host}:{port}"
+        url = f"http://{router_config.host}:{port}"
         wait_until(lambda: probe.answers_ok(f"{url}/ready"), 60.0)
         yield Second(url, process)
     finally:

@@ -6,14 +6,16 @@ import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
+
+from tests.fakes.server import LocalServer
 
 NAMESPACE = "graft"
 
 
-class FakeKubernetes:
+class FakeKubernetes(LocalServer):
     """Serves pods; use as `async with`. A client finds it by `kubeconfig`."""
 
     def __init__(self, folder: Path) -> None:
@@ -21,9 +23,7 @@ class FakeKubernetes:
         self._pods: dict[str, dict[str, Any]] = {}
         self._version = 1
         self._watches: list[asyncio.Queue[bytes]] = []
-        app = web.Application()
-        app.add_routes([web.get(f"/api/v1/namespaces/{NAMESPACE}/pods", self._serve)])
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        super().__init__([web.get(f"/api/v1/namespaces/{NAMESPACE}/pods", self._serve)])
 
     def run(self, name: str, ip: str, template: Mapping[str, Any], *, ready: bool = True) -> None:
         """Have a pod of `template` at `ip`, or change the one of that name."""
@@ -50,24 +50,19 @@ class FakeKubernetes:
         pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         self._tell("MODIFIED", pod)
 
-    async def __aenter__(self) -> FakeKubernetes:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        server = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
         named = {"name": "test"}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
             "contexts": [{**named, "context": {"cluster": "test", "user": "test"}}],
-            "clusters": [{**named, "cluster": {"server": server}}],
+            "clusters": [{**named, "cluster": {"server": self.url}}],
             "users": [{**named, "user": {}}],
         }
         self.kubeconfig.write_text(json.dumps(config))
         return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
 
     def _tell(self, kind: str, pod: dict[str, Any]) -> None:
         self._version += 1

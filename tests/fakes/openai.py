@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
-from tests.fakes.server import LocalServer, done, send
-
-Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
+from tests.fakes.server import Script, ScriptedServer, done, send
 
 
-class FakeOpenAI(LocalServer):
+class FakeOpenAI(ScriptedServer):
     """Answers `/v1/completions` as `script` says; use as `async with`."""
 
     def __init__(
         self, script: Script, *, served: Sequence[str] = ("m",), key: str | None = None, refused: Sequence[str] = ()
     ) -> None:
         """`refused` are the fields of a request that are answered 400."""
-        self.script = script
-        self.requests: list[dict[str, Any]] = []
-        self.disconnected = asyncio.Event()
         self._served = served
         self._key = key
         self._refused = refused
-        super().__init__([web.post("/v1/completions", self._complete), web.get("/v1/models", self._models)], base="/v1")
+        super().__init__(
+            script, [web.post("/v1/completions", self._complete), web.get("/v1/models", self._models)], base="/v1"
+        )
 
     async def _models(self, request: web.Request) -> web.Response:
         self._check_key(request)
@@ -35,19 +32,12 @@ class FakeOpenAI(LocalServer):
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         self._check_key(request)
         body = await request.json()
-        self.requests.append(body)
         for field in self._refused:
             if field in body:
+                self.requests.append(body)
                 said = {"error": {"message": f"unknown field {field}", "type": "invalid_request_error"}}
                 return web.json_response(said, status=400)
-        response = web.StreamResponse()
-        await response.prepare(request)
-        try:
-            await self.script(response, body)
-        except asyncio.CancelledError:
-            self.disconnected.set()
-            raise
-        return response
+        return await self._answer(request)
 
     def _check_key(self, request: web.Request) -> None:
         if self._key is not None and request.headers.get("Authorization") != f"Bearer {self._key}":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Self
 
 from aiohttp import web
+
+Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
+"""Streams the answer to a request's body."""
 
 
 class LocalServer:
@@ -31,6 +35,28 @@ class LocalServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
+
+
+class ScriptedServer(LocalServer):
+    """Answers as `script` says and keeps what it was asked. Subclasses route to `_answer`."""
+
+    def __init__(self, script: Script, routes: Iterable[web.RouteDef], base: str = "") -> None:
+        self.script = script
+        self.requests: list[dict[str, Any]] = []
+        self.disconnected = asyncio.Event()
+        super().__init__(routes, base)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            await self.script(response, body)
+        except asyncio.CancelledError:
+            self.disconnected.set()
+            raise
+        return response
 
 
 async def send(response: web.StreamResponse, event: Any) -> None:

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
 
 from sglang_ext import protocol
-from tests.fakes.server import LocalServer
-
-Script = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
+from tests.fakes.server import Script, ScriptedServer
 
 
-class FakeSglang(LocalServer):
+class FakeSglang(ScriptedServer):
     """Answers `/generate` as `script` says; use as `async with`."""
 
     def __init__(self, script: Script) -> None:
-        self.script = script
-        self.requests: list[dict[str, Any]] = []
         self.aborted: list[str] = []
-        self.disconnected = asyncio.Event()
         self.ready = True
         super().__init__(
+            script,
             [
-                web.post("/generate", self._generate),
+                web.post("/generate", self._answer),
                 web.post("/abort_request", self._abort),
                 web.get("/readiness", self._readiness),
                 web.get(protocol.STATUS_PATH, self._status),
-            ]
+            ],
         )
-
-    async def _generate(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.requests.append(body)
-        response = web.StreamResponse()
-        await response.prepare(request)
-        try:
-            await self.script(response, body)
-        except asyncio.CancelledError:
-            self.disconnected.set()
-            raise
-        return response
 
     async def _abort(self, request: web.Request) -> web.Response:
         self.aborted.append((await request.json())["rid"])

@@ -12,12 +12,11 @@ import aiohttp
 import msgspec
 import openai
 import pytest
-from aiohttp import web
 
-from shell_router.app import build_app
 from shell_router.record import RunRecord
 from shell_router.service import Service
 from shell_router.transport.fake import FakeEngine
+from tests.shell_router.serving import serving_service
 from tests.shell_router.test_run import make_service
 from tests.shell_router.trees import agent, tree, tree_4_2_1
 
@@ -44,12 +43,8 @@ class Api:
 async def api() -> AsyncIterator[Api]:
     engine = FakeEngine()
     service = make_service(engine, tree_4_2_1(), dataclasses.replace(tree(agent("p"), agent("q", ["p"])), name="c"))
-    runner = web.AppRunner(build_app(service, body_bytes=10_000), handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with aiohttp.ClientSession() as client:
-        yield Api(engine, service, f"http://127.0.0.1:{runner.addresses[0][1]}", client)
-    await runner.cleanup()
+    async with serving_service(service) as client:
+        yield Api(engine, service, client.url, client.session)
 
 
 async def events(reply: aiohttp.ClientResponse) -> AsyncIterator[Any]:

@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, get_args
 
-import aiohttp
 import jsonschema
 import msgspec
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shell_router.app import build_app
 from shell_router.core.agent_progress import AgentState
 from shell_router.core.early_exit import Verdict
 from shell_router.core.events import Appended
@@ -26,6 +23,7 @@ from shell_router.record import AgentRecord, CheckRecord, ChunkRecord, RunRecord
 from shell_router.trace import chrome_trace
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
+from tests.shell_router.serving import serving_service
 from tests.shell_router.test_openai_schema import CASES, EXIT, Case
 from tests.shell_router.test_run import QUESTION, finish, make_service
 from tests.shell_router.trees import agent, tree
@@ -603,22 +601,15 @@ async def test_over_http() -> None:
     service = make_service(FakeEngine())
     run = service.start(RunRequest(tree="t", conversation=QUESTION))
     await finish(run)
-    runner = web.AppRunner(build_app(service, body_bytes=10_000))
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/runs"
-        async with aiohttp.ClientSession() as client:
-            async with client.get(f"{url}/{run.head.id}/trace") as reply:
-                assert reply.status == 200
-                assert reply.content_type == "application/json"
-                disposition = f'attachment; filename="{run.head.id}.trace.json"'
-                assert reply.headers["Content-Disposition"] == disposition
-                assert await reply.json() == chrome_trace(run.record())
-            async with client.get(f"{url}/run-x/trace") as reply:
-                assert reply.status == 404
-                error = (await reply.json())["error"]
-                assert error.keys() == {"message", "type", "param", "code"}
-                assert error["code"] == "run_not_found"
-    finally:
-        await runner.cleanup()
+    async with serving_service(service) as client:
+        url = f"{client.url}/v1/runs"
+        async with client.session.get(f"{url}/{run.head.id}/trace") as reply:
+            assert reply.status == 200
+            assert reply.content_type == "application/json"
+            disposition = f'attachment; filename="{run.head.id}.trace.json"'
+            assert reply.headers["Content-Disposition"] == disposition
+            assert await reply.json() == chrome_trace(run.record())
+        status, told, _ = await client.call("GET", "/v1/runs/run-x/trace")
+        assert status == 404
+        assert told["error"].keys() == {"message", "type", "param", "code"}
+        assert told["error"]["code"] == "run_not_found"

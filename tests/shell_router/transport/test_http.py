@@ -20,8 +20,8 @@ from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError, EngineSilent, EngineTooSlow, EngineUnreachable
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 from shell_router.transport.http import HttpEngine
-from tests.fakes.server import send
-from tests.fakes.sglang import FakeSglang, Script, chunk
+from tests.fakes.server import Script, send
+from tests.fakes.sglang import FakeSglang, chunk
 
 REQUEST = GenerateRequest("rid-1", "m", (1, 2, 3), Sampling(max_new_tokens=8, temperature=0), seed=7, stop=("END",))
 

@@ -17,8 +17,8 @@ from shell_router.errors import EngineError, EngineSilent, EngineUnreachable
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 from shell_router.transport.capabilities import Capabilities, describe, probe
 from shell_router.transport.openai import OpenAIEngine
-from tests.fakes.openai import FakeOpenAI, Script, chunk, complete, end
-from tests.fakes.server import send
+from tests.fakes.openai import FakeOpenAI, chunk, complete, end
+from tests.fakes.server import Script, send
 
 REQUEST = GenerateRequest("rid-1", "m", (1, 2, 3), Sampling(max_new_tokens=8, temperature=0), seed=7, stop=("END",))
 ALL = Capabilities(token_ids=True, logprobs=True, abort="by_disconnect", appends=False)

@@ -19,7 +19,7 @@ from shell_router.core.events import (
 from shell_router.core.plan import ChunkPolicy
 from shell_router.core.prompt import Static
 from shell_router.core.slots import SlotOrder
-from tests.shell_router.plan_world import PAGE, World, make_plan, run_blocking
+from tests.shell_router.core.plan_world import PAGE, World, make_plan, run_blocking
 from tests.shell_router.trees import segments, tree_4_2_1
 
 

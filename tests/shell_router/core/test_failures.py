@@ -5,7 +5,7 @@ from __future__ import annotations
 from shell_router.core.agent_progress import AgentState
 from shell_router.core.events import Conclude, Expired, Failed, Started
 from shell_router.core.tree import FailurePolicy
-from tests.shell_router.plan_world import World, make_plan
+from tests.shell_router.core.plan_world import World, make_plan
 from tests.shell_router.trees import tree_4_2_1
 
 DROP = FailurePolicy(attempts=1, missing="drop")

@@ -13,7 +13,7 @@ from shell_router.core.events import Assessed, Conclude, Emit, Failed, Started
 from shell_router.core.plan import Plan, PlanOptions
 from shell_router.core.prompt import Static
 from shell_router.core.tree import AgentConfig, FailurePolicy, Tree, TreeConfig, TreeError, build_tree
-from tests.shell_router.plan_world import PAGE, World, make_plan
+from tests.shell_router.core.plan_world import PAGE, World, make_plan
 from tests.shell_router.trees import AGGREGATE, PROPOSE, agent, segments, tree, tree_4_2_1
 
 ALWAYS = ExitPolicy(mode="threshold", threshold=0.0)

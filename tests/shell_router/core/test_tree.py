@@ -12,7 +12,7 @@ from shell_router.config import ConfigError, load_tree
 from shell_router.core.tree import Question, Slot, Text
 from tests.shell_router.trees import tree_4_2_1
 
-TREES = Path(__file__).parents[2] / "cfgs" / "trees"
+TREES = Path(__file__).parents[3] / "cfgs" / "trees"
 
 
 def test_layers_clusters_and_successors_follow_from_the_slots() -> None:
