@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from launch.config import ClusterConfig, load_cluster
 ROOT = Path(__file__).resolve().parent.parent
 TTL_S = 30.0
 """Of sessions on the tiny cluster: what nobody closes ends by it."""
+
+
+def pytest_configure() -> None:
+    """A shell without job control has SIGINT ignored in what it starts in the background; tests raise it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
