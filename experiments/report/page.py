@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterator, Sequence
 
 from experiments.kernel.environment import Environment
-from experiments.kernel.statistics import FEW, Estimate, Spread
+from experiments.kernel.statistics import FEW, Estimate
 from experiments.kernel.tables import NONE, count, interval, whole
 from experiments.load.compare import Over, SettingNumbers
 from experiments.report import plots
@@ -14,7 +14,8 @@ from experiments.report.content import LoadCurve, ReportDocument, RunReport
 from experiments.report.document import Block, Heading, Paragraph, Picture, Table
 from experiments.report.numbers import OUTCOMES, timeline_runs
 from experiments.report.source import RunSource
-from experiments.settings.aggregate import Comparison, Paired, SettingAggregate
+from experiments.settings.aggregate import Comparison
+from experiments.settings.rows import accuracy, difference, measures, needed, points, ratio, seconds, setting_rows
 
 _LOAD_RATIOS = (
     ("runs/s", "trees_per_s"),
@@ -95,10 +96,10 @@ def _side_by_side(document: ReportDocument) -> Iterator[Block]:
                             setting,
                             report.label,
                             f"{each.runs} ({each.failed})",
-                            _range(each.latency_s),
+                            seconds(each.latency_s),
                             _mean(report.mean_latency_s[setting]),
-                            _range(each.ttft_s),
-                            _accuracy(each.accuracy),
+                            seconds(each.ttft_s),
+                            accuracy(each.accuracy),
                             f"{count(each.prompt_tokens)} / {count(each.completion_tokens)}",
                         ]
                     )
@@ -150,7 +151,7 @@ def _times(report: RunReport, source: RunSource) -> Iterator[Block]:
     for each in report.waterfalls:
         for layer in each.layers:
             times = (layer.waiting_s, layer.hidden_s, layer.exposed_s, layer.decode_s)
-            rows.append([each.setting, str(layer.layer), *map(_range, times), str(layer.waiting_s.n)])
+            rows.append([each.setting, str(layer.layer), *map(seconds, times), str(layer.waiting_s.n)])
     if len(rows) == 1:
         return
     yield Heading(3, "Where the time goes")
@@ -330,74 +331,30 @@ def _facts(report: RunReport) -> list[list[str]]:
 
 def _settings(report: RunReport) -> list[list[str]]:
     each = report.settings
-    rows = [["", *(s.setting for s in each)]]
-    rows.append(["tree", *(s.tree for s in each)])
-    rows.append(["mode", *(s.mode for s in each)])
-    rows.append(["runs (failed)", *(f"{s.runs} ({s.failed})" for s in each)])
-    rows.append(["degraded, replayed, stand-ins", *(f"{s.degraded}, {s.forced}, {s.stand_ins}" for s in each)])
-    rows.append(["end to end", *(_range(s.latency_s) for s in each)])
-    rows.append(["mean end to end", *(_mean(report.mean_latency_s[s.setting]) for s in each)])
-    rows.append(["first token", *(_range(s.ttft_s) for s in each)])
-    rows.append(["exposed prefill", *(_range(s.exposed_prefill_s) for s in each)])
-    rows.append(["hidden prefill", *(_range(s.hidden_prefill_s) for s in each)])
-    rows.append(["right answers", *(f"{s.correct} of {s.runs}" for s in each)])
+    more = {"end to end": ["mean end to end", *(_mean(report.mean_latency_s[s.setting]) for s in each)]}
     if any(report.unjudged.values()):
-        rows.append(["answers nobody could judge", *(str(report.unjudged[s.setting]) for s in each)])
-    rows.append(["accuracy, %", *(_accuracy(s.accuracy) for s in each)])
-    rows.append(["tokens in / out", *(f"{count(s.prompt_tokens)} / {count(s.completion_tokens)}" for s in each)])
-    rows.append(["of in, cached", *(count(s.cached_tokens) for s in each)])
-    rows.append(["tokens saved, of a run", *(count(s.tokens_saved) for s in each)])
-    rows.append(["tokens saved, all runs", *(f"{_saved(s):,}" for s in each)])
-    rows.append(["checks of a run", *(count(s.checks) for s in each)])
-    rows.append(["early exits", *(f"{s.exits} in {s.exited} runs" if s.exits else "0" for s in each)])
+        more["right answers"] = ["answers nobody could judge", *(str(report.unjudged[s.setting]) for s in each)]
+    rows = [["", *(s.setting for s in each)]]
+    for row in setting_rows(each):
+        rows += [row, more[row[0]]] if row[0] in more else [row]
     return rows
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> list[list[str]]:
     rows = [["", *(f"{each.setting} / {each.baseline}" for each in comparisons)]]
     rows.append(["pairs complete", *(f"{c.pairs} of {c.pairs + len(c.incomplete)}" for c in comparisons)])
-    measures = ("end to end", "first token", "exposed prefill")
-    for place, name in enumerate(measures):
-        both = [_paired((c.latency, c.ttft, c.exposed_prefill)[place]) for c in comparisons]
-        rows.append([f"{name}, ratio", *(ratio for ratio, _ in both)])
-        rows.append([f"{name}, difference", *(difference for _, difference in both)])
-    rows.append(["accuracy, difference", *(_points(each.accuracy) for each in comparisons)])
-    rows.append(["questions for one point", *(_needed(each) for each in comparisons)])
+    for same in zip(*map(measures, comparisons), strict=True):
+        rows.append([f"{same[0][0]}, ratio", *(ratio(paired) for _, paired in same)])
+        rows.append([f"{same[0][0]}, difference", *(difference(paired) for _, paired in same)])
+    rows.append(["accuracy, difference", *(points(each.accuracy) for each in comparisons)])
+    rows.append(["questions for one point", *map(needed, comparisons)])
     rows.append(["equal answers", *(whole(each.equal_answers) for each in comparisons)])
     rows.append(["same recorded answers", *("yes" if each.same_work else "no" for each in comparisons)])
     return rows
 
 
-def _paired(paired: Paired | None) -> tuple[str, str]:
-    if paired is None:
-        return NONE, NONE
-    ratio = NONE if paired.ratio is None else f"{paired.ratio.value:.3f} {interval(paired.ratio, '.3f')}".rstrip()
-    return ratio, f"{paired.difference.value:+.2f} s {interval(paired.difference, '+.2f')}".rstrip()
-
-
-def _needed(comparison: Comparison) -> str:
-    if comparison.same_work:
-        return "same answers"
-    count = comparison.questions_for_one_point
-    return "cannot be told from these" if count is None else f"{count:,}"
-
-
-def _points(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return NONE
-    return f"{100 * estimate.value:+.1f} points {interval(estimate, '+.1f', 100)}".rstrip()
-
-
-def _accuracy(estimate: Estimate | None) -> str:
-    return NONE if estimate is None else f"{100 * estimate.value:.1f} {interval(estimate, '.1f', 100)}".rstrip()
-
-
 def _mean(estimate: Estimate | None) -> str:
     return NONE if estimate is None else f"{estimate.value:.2f} s {interval(estimate, '.2f')}".rstrip()
-
-
-def _range(spread: Spread | None) -> str:
-    return NONE if spread is None else f"{spread.median:.2f} s ({spread.min:.2f} - {spread.max:.2f})"
 
 
 def _over(over: Over | None, form: str, unit: str = "") -> str:
@@ -406,10 +363,6 @@ def _over(over: Over | None, form: str, unit: str = "") -> str:
     ends = ["failed" if end is None else f"{end:{form}}" for end in (over.min, over.max)]
     median = "failed" if over.median is None else f"{over.median:{form}}{unit}"
     return median if over.n == 1 else f"{median} ({ends[0]} - {ends[1]})"
-
-
-def _saved(setting: SettingAggregate) -> int:
-    return sum(model.tokens_saved for model in setting.models)
 
 
 def _machine(environment: Environment) -> str:

@@ -6,10 +6,11 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from experiments.kernel.statistics import FEW, Estimate, Spread
-from experiments.kernel.tables import NONE, align, count, interval, whole
+from experiments.kernel.statistics import FEW
+from experiments.kernel.tables import NONE, align, whole
 from experiments.settings.aggregate import Aggregates, Comparison, Paired, SettingAggregate
 from experiments.settings.result import RunResult
+from experiments.settings.rows import difference, measures, needed, points, ratio, setting_rows
 
 _COLUMNS = 6
 """Most settings side by side; the others follow below."""
@@ -80,29 +81,19 @@ def format_failures(results: Sequence[RunResult]) -> str:
 
 
 def _block(settings: Sequence[SettingAggregate], *, first: bool) -> str:
-    break_ = " " if len(settings) <= _WIDE else "\n"
     names = [_wrap(setting.setting) for setting in settings]
     if first:
         names[0] += "\n(baseline)"
-    rows = [["setting", *names]]
-    rows.append(["tree", *(_wrap(each.tree) for each in settings)])
-    rows.append(["mode", *(each.mode for each in settings)])
-    rows.append(["runs (failed)", *(f"{each.runs} ({each.failed})" for each in settings)])
-    rows.append(["degraded runs", *(str(each.degraded) for each in settings)])
-    if any(each.forced for each in settings):
-        rows.append(["replayed runs", *(str(each.forced) for each in settings)])
-    rows.append(["end to end", *(_range(each.latency_s, break_) for each in settings)])
-    rows.append(["first token", *(_range(each.ttft_s, break_) for each in settings)])
-    rows.append(["exposed prefill", *(_range(each.exposed_prefill_s, break_) for each in settings)])
-    rows.append(["hidden prefill", *(_range(each.hidden_prefill_s, break_) for each in settings)])
-    rows.append(["tokens in / out", *(_tokens(each) for each in settings)])
-    rows.append(["  of in, cached", *(count(each.cached_tokens) for each in settings)])
-    rows.append(["saved, all runs", *(f"{sum(model.tokens_saved for model in each.models):,}" for each in settings)])
-    rows.append(["checks of a run", *(count(each.checks) for each in settings)])
-    rows.append(["early exits", *(_exits(each) for each in settings)])
-    rows.append(["right answers", *(f"{each.correct} of {each.runs}" for each in settings)])
-    rows.append(["accuracy, %", *(_accuracy(each.accuracy, break_) for each in settings)])
+    rows = [["setting", *names], *setting_rows(settings)]
+    if len(settings) > _WIDE:
+        # The range under its median; names broken.
+        rows = [[row[0], *(_wrap(cell) if row[0] == "tree" else _narrow(cell) for cell in row[1:])] for row in rows]
+        rows = [[row[0].replace("degraded, ", "degraded,\n"), *row[1:]] for row in rows]
     return align(rows)
+
+
+def _narrow(cell: str) -> str:
+    return re.sub(r" (\(.+ - .+\)|\[.+\])$", lambda found: "\n" + found[1].replace(" - ", "-"), cell)
 
 
 def _savings(settings: Sequence[SettingAggregate]) -> str:
@@ -118,13 +109,8 @@ def _savings(settings: Sequence[SettingAggregate]) -> str:
 
 def _comparison(comparison: Comparison) -> str:
     rows = [[f"{comparison.setting} / {comparison.baseline}", "ratio", "difference", "ratios: median (range)"]]
-    for name, paired in (
-        ("end to end", comparison.latency),
-        ("first token", comparison.ttft),
-        ("exposed prefill", comparison.exposed_prefill),
-    ):
-        rows.append([name, *_paired(paired)])
-    rows.append(["accuracy", "", _points(comparison.accuracy), ""])
+    rows += [[name, ratio(paired), difference(paired), _ratios(paired)] for name, paired in measures(comparison)]
+    rows.append(["accuracy", "", points(comparison.accuracy), ""])
     pairs = comparison.pairs + len(comparison.incomplete)
     lines = [
         align(rows),
@@ -135,9 +121,7 @@ def _comparison(comparison: Comparison) -> str:
     if comparison.same_work:
         lines.append("every agent gave the same recorded answers in both")
     else:
-        needed = comparison.questions_for_one_point
-        count = "cannot be told from these" if needed is None else f"{needed:,}"
-        lines.append(f"questions needed for one point of accuracy: {count}")
+        lines.append(f"questions needed for one point of accuracy: {needed(comparison)}")
     return "\n".join(lines)
 
 
@@ -151,42 +135,10 @@ def _wrap(name: str) -> str:
     return "\n".join(lines)
 
 
-def _range(spread: Spread | None, break_: str) -> str:
-    if spread is None:
+def _ratios(paired: Paired | None) -> str:
+    if paired is None or paired.ratios is None:
         return NONE
-    to = " - " if break_ == " " else "-"
-    return f"{_seconds(spread.median):>8}{break_}({spread.min:.2f}{to}{spread.max:.2f})"
-
-
-def _accuracy(estimate: Estimate | None, break_: str) -> str:
-    if estimate is None:
-        return NONE
-    return f"{100 * estimate.value:.1f}{break_}{interval(estimate, '.1f', 100)}"
-
-
-def _paired(paired: Paired | None) -> tuple[str, str, str]:
-    if paired is None:
-        return NONE, NONE, NONE
-    ratio = ratios = NONE
-    if paired.ratio is not None and paired.ratios is not None:
-        ratio = f"{paired.ratio.value:.3f} {interval(paired.ratio, '.3f')}".rstrip()
-        ratios = f"{paired.ratios.median:.3f} ({paired.ratios.min:.3f} - {paired.ratios.max:.3f})"
-    difference = f"{paired.difference.value:+.2f} s {interval(paired.difference, '+.2f')}".rstrip()
-    return ratio, difference, ratios
-
-
-def _points(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return NONE
-    return f"{100 * estimate.value:+.1f} points {interval(estimate, '+.1f', 100)}".rstrip()
-
-
-def _tokens(setting: SettingAggregate) -> str:
-    return f"{count(setting.prompt_tokens)} / {count(setting.completion_tokens)}"
-
-
-def _exits(setting: SettingAggregate) -> str:
-    return f"{setting.exits} in {setting.exited} runs" if setting.exits else "0"
+    return f"{paired.ratios.median:.3f} ({paired.ratios.min:.3f} - {paired.ratios.max:.3f})"
 
 
 def _seconds(value: float | None) -> str:
