@@ -88,7 +88,7 @@ def _block(settings: Sequence[SettingAggregate], *, first: bool) -> str:
     if len(settings) > _WIDE:
         # The range under its median; names broken.
         rows = [[row[0], *(_wrap(cell) if row[0] == "tree" else _narrow(cell) for cell in row[1:])] for row in rows]
-        rows = [[row[0].replace("degraded, ", "degraded,\n"), *row[1:]] for row in rows]
+        rows = [[row[0].replace(", r", ",\nr").replace(", s", ",\ns"), *row[1:]] for row in rows]
     return align(rows)
 
 
