@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Required, Self, TypedDict, TypeVar, Unpack
 
 import aiohttp
 import msgspec
@@ -68,6 +68,21 @@ class _Runs(msgspec.Struct):
     data: tuple[RunSummary, ...]
 
 
+class Asked(TypedDict, total=False):
+    """What may be asked for beside the question."""
+
+    tree: Required[str]
+    options: RunOptions | Mapping[str, Any]
+    """How the run is carried out: the request's field `graft`."""
+    seed: int
+    """For the whole run."""
+    temperature: float
+    """This and what follows are for the root agent, whose answer it is."""
+    top_p: float
+    max_tokens: int
+    stop: str | Sequence[str]
+
+
 class AsyncClient:
     """Asks one shell router. Use as an async context manager.
 
@@ -106,67 +121,25 @@ class AsyncClient:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(
-        self,
-        question: str | Sequence[Message],
-        *,
-        tree: str,
-        options: RunOptions | Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-    ) -> Answer:
-        """The answer of `tree`, whole. Raises `ClientError` or, once the run has begun, `StreamError`.
+    async def ask(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> Answer:
+        """The whole answer. Raises `ClientError` or, once the run has begun, `StreamError`. Cancelling ends the run.
 
-        A `question` may be a conversation that ends with the user's message. `options` say how the run is carried out
-        (the request's field `graft`); `temperature`, `top_p`, `max_tokens` (tokens) and `stop` are for the root agent,
-        `seed` is for the whole run. Cancelling ends the run.
+        A `question` may be a conversation that ends with the user's message.
         """
-        stream = self.stream(
-            question,
-            tree=tree,
-            options=options,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            stop=stop,
-        )
-        async with stream:
+        async with self.stream(question, **asked) as stream:
             async for _ in stream:
                 pass
         return stream.answer
 
-    def stream(
-        self,
-        question: str | Sequence[Message],
-        *,
-        tree: str,
-        options: RunOptions | Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-    ) -> Stream:
+    def stream(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> Stream:
         """The same piece by piece: `async with client.stream(...) as pieces: async for piece in pieces: ...`."""
         messages = [Message(role="user", content=question)] if isinstance(question, str) else question
-        wanted = {
-            "seed": seed,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-            "stop": stop,
-            "graft": options,
-        }
+        names = {"tree": "model", "options": "graft"}
         body = {
-            "model": tree,
             "messages": [{"role": each.role, "content": each.content} for each in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
-            **{name: value for name, value in wanted.items() if value is not None},
+            **{names.get(name, name): value for name, value in asked.items()},
         }
         return Stream(self._session, f"{self.url}/v1/chat/completions", msgspec.json.encode(body), self._run_timeout)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from shell_router.client.answer import Answer
-from shell_router.client.asynchronous import CALL_TIMEOUT_S, AsyncClient, Stream
+from shell_router.client.asynchronous import CALL_TIMEOUT_S, Asked, AsyncClient, Stream
 from shell_router.core.prompt import Message
-from shell_router.options import RunOptions
 from shell_router.record import RunRecord, RunState, RunSummary
 
 T = TypeVar("T")
@@ -58,56 +57,13 @@ class Client:
         self._do(self._client.close())
         self._stop()
 
-    def ask(
-        self,
-        question: str | Sequence[Message],
-        *,
-        tree: str,
-        options: RunOptions | Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-    ) -> Answer:
+    def ask(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> Answer:
         """See `AsyncClient.ask`."""
-        return self._do(
-            self._client.ask(
-                question,
-                tree=tree,
-                options=options,
-                seed=seed,
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=max_tokens,
-                stop=stop,
-            )
-        )
+        return self._do(self._client.ask(question, **asked))
 
-    def stream(
-        self,
-        question: str | Sequence[Message],
-        *,
-        tree: str,
-        options: RunOptions | Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-    ) -> SyncStream:
+    def stream(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> SyncStream:
         """See `AsyncClient.stream`: `with client.stream(...) as pieces: for piece in pieces: ...`."""
-        stream = self._client.stream(
-            question,
-            tree=tree,
-            options=options,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            stop=stop,
-        )
-        return SyncStream(self, stream)
+        return SyncStream(self, self._client.stream(question, **asked))
 
     def trees(self) -> tuple[str, ...]:
         """See `AsyncClient.trees`."""
