@@ -1,9 +1,10 @@
-"""Waiting for something that another process does."""
+"""Waiting for what has no event to wait for."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import psutil
 
@@ -14,6 +15,15 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"it did not become true within {timeout_s:g} s"
         time.sleep(0.02)
+
+
+async def until(
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 10.0, every_s: float = 0.001
+) -> None:
+    """Let the loop turn until `condition()`."""
+    async with asyncio.timeout(timeout_s):
+        while not (found if isinstance(found := condition(), bool) else await found):  # noqa: ASYNC110
+            await asyncio.sleep(every_s)
 
 
 def is_gone(pid: int) -> bool:

@@ -143,6 +143,16 @@ class Pair:
         return {worker: counts for worker, counts in found.items() if counts}
 
 
+async def until_nothing_is_held(pair: Pair, timeout_s: float = 60.0) -> None:
+    """What ends by its time to live or by acknowledgement takes a moment."""
+    held = {}
+    for _ in range(int(timeout_s / 0.5)):
+        if not (held := await pair.held()):
+            return
+        await asyncio.sleep(0.5)
+    raise AssertionError(f"still held: {held}")
+
+
 class Session:
     """One session of the API on both workers of a pair."""
 

@@ -15,6 +15,7 @@ from shell_router.config import ModelConfig, PairConfig, RouterConfig
 from shell_router.record import RunRecord
 from shell_router.transport.roster import look
 from tests.engine.test_runs import chat, run_tree
+from tests.waiting import until
 
 pytestmark = pytest.mark.engine
 
@@ -37,9 +38,12 @@ async def test_a_router_that_discovers_its_workers_runs_trees_as_one_that_knows_
     trees = tuple(path for path in router_config.trees if path.endswith("/tree_3_1.json"))
     config = msgspec.structs.replace(router_config, models=models, trees=trees, embedding=None)
     async with open_app(config) as app, TestServer(app) as server, ClientSession() as client:
-        async with asyncio.timeout(30):
-            while (await client.get(server.make_url("/ready"))).status != 200:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+
+        async def ready() -> bool:
+            async with client.get(server.make_url("/ready")) as reply:
+                return reply.status == 200
+
+        await until(ready, 30, every_s=0.05)
         body = chat("tree_3_1", {"slots": "fixed"})
         async with client.post(server.make_url("/v1/chat/completions"), json=body) as reply:
             assert reply.status == 200

@@ -17,6 +17,7 @@ from launch.cluster import Cluster
 from launch.config import ClusterConfig
 from shell_router.record import RunRecord
 from tests.engine.test_runs import chat, run_tree
+from tests.waiting import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -56,9 +57,11 @@ async def test_a_run_survives_the_death_of_a_worker(two_pairs: Cluster, victim: 
             first = await reply.content.readline()
             run_id = msgspec.json.decode(first.removeprefix(b"data: "))["id"]
             url = f"{two_pairs.url}/v1/runs/{run_id}"
-            async with asyncio.timeout(120):
-                while sum(agent.output_tokens > 3 for agent in (await record_at(client, url)).agents) < 4:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+
+            async def streaming() -> bool:
+                return sum(agent.output_tokens > 3 for agent in (await record_at(client, url)).agents) >= 4
+
+            await until(streaming, 120, every_s=0.02)
             kill(two_pairs, victim)
             try:
                 rest = await reply.content.read()

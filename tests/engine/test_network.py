@@ -26,9 +26,9 @@ from launch import process, state
 from launch.config import ClusterConfig
 from shell_router.record import RunRecord
 from tests.engine.netns import Network, NotSupported, network
-from tests.engine.pair import TOKENS, Pair
+from tests.engine.pair import TOKENS, Pair, until_nothing_is_held
 from tests.engine.test_runs import chat
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -88,9 +88,7 @@ class Spread:
 
     async def settled(self, pair: Pair, timeout_s: float) -> None:
         """Wait until both workers hold nothing but their prefix caches, and these let go of all."""
-        async with asyncio.timeout(timeout_s):
-            while await pair.held():  # noqa: ASYNC110 - another process's doing
-                await asyncio.sleep(0.2)
+        await until_nothing_is_held(pair, timeout_s)
         await self.flush(pair)
 
 
@@ -251,9 +249,11 @@ def test_a_cut_between_prefill_and_decode_ends_well_or_with_an_error(spread: Spr
         async with pair.client.post(f"{spread.url}/v1/chat/completions", json=body) as reply:
             assert reply.status == 200
             run = msgspec.json.decode((await reply.content.readline()).removeprefix(b"data: "))["id"]
-            async with asyncio.timeout(60):
-                while sum(agent.output_tokens > 3 for agent in (await spread.record(pair, run)).agents) < 4:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+
+            async def streaming() -> bool:
+                return sum(agent.output_tokens > 3 for agent in (await spread.record(pair, run)).agents) >= 4
+
+            await until(streaming, 60, every_s=0.02)
             with spread.net.cut(PREFILL, DECODE):
                 await asyncio.sleep(cut_s)
             async with asyncio.timeout(120):

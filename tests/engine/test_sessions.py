@@ -17,7 +17,7 @@ from launch.cluster import Cluster
 from launch.config import ClusterConfig, ModelConfig
 from sglang_ext import protocol
 from sglang_ext.settings import SessionSettings
-from tests.engine.pair import GREEDY, CallRefused, Pair, Session, random_cuts, random_prompt
+from tests.engine.pair import GREEDY, CallRefused, Pair, Session, random_cuts, random_prompt, until_nothing_is_held
 from tests.engine.schedules import ENDS, end_somehow, run_schedules
 from tests.engine.test_cancellation import SLACK, files
 
@@ -28,16 +28,6 @@ pytestmark = pytest.mark.engine
 async def pair_of(cluster: Cluster) -> AsyncIterator[Pair]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as client:
         yield await Pair.of(cluster, client)
-
-
-async def nothing_is_held(pair: Pair, patience_s: float = 60.0) -> None:
-    """Wait until both workers hold nothing; what ends by its time to live or by acknowledgement takes a moment."""
-    held = {}
-    for _ in range(int(patience_s / 0.5)):
-        if not (held := await pair.held()):
-            return
-        await asyncio.sleep(0.5)
-    pytest.fail(f"still held: {held}")
 
 
 async def end_sessions(pair: Pair, seed: int, count: int, at_once: int, ttl_s: float = 2.0) -> None:
@@ -72,7 +62,7 @@ async def test_a_session_answers_like_one_request(tiny_cluster: Cluster) -> None
         assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
         # The tail's pages and one more at most are left for the end.
         assert after.commit_pages - before.commit_pages <= -(-len(pieces[-1]) // 16) + 1
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
 
 
 async def test_log_probabilities_are_those_of_one_request(tiny_cluster: Cluster) -> None:
@@ -95,7 +85,7 @@ async def test_random_schedules_are_exact(tiny_cluster: Cluster) -> None:
         assert outcome.wrong == []
         assert outcome.right == 60
         assert not outcome.fallbacks
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
 
 
 async def test_an_empty_tail_and_a_prompt_of_whole_pages(tiny_cluster: Cluster) -> None:
@@ -106,7 +96,7 @@ async def test_an_empty_tail_and_a_prompt_of_whole_pages(tiny_cluster: Cluster) 
         await session.append(prompt[96:])
         answer = await session.commit([])
         assert answer["output_ids"] == await pair.generate(prompt, extra_key="whole")
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
 
 
 async def test_siblings_compute_their_common_head_once(tiny_cluster: Cluster) -> None:
@@ -125,7 +115,7 @@ async def test_siblings_compute_their_common_head_once(tiny_cluster: Cluster) ->
         assert held == 4 * 672
         for session in sessions:
             await session.close()
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
 
 
 def computed_tokens(metrics: str) -> float:
@@ -173,7 +163,7 @@ async def test_errors_are_typed(tiny_cluster: Cluster) -> None:
         for asked in pair.workers:
             assert (await refused(asked, protocol.APPEND_PATH, append(1, [5]))).code == "closed"
         assert await session.close() == (0, 0)
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
 
 
 async def test_repeated_calls_are_harmless(tiny_cluster: Cluster) -> None:
@@ -195,7 +185,7 @@ async def test_repeated_calls_are_harmless(tiny_cluster: Cluster) -> None:
                 await pair.call(worker, protocol.COMMIT_PATH, again)
             assert caught.value.problem.code in ("closed", "bad_request")
         assert (await first)["output_ids"] == await pair.generate(prompt, extra_key="repeated")
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
 
 
 async def test_metrics_tell_of_sessions(tiny_cluster: Cluster) -> None:
@@ -215,11 +205,11 @@ async def test_metrics_tell_of_sessions(tiny_cluster: Cluster) -> None:
 async def test_every_end_frees_everything(tiny_cluster: Cluster) -> None:
     async with pair_of(tiny_cluster) as pair:
         await end_sessions(pair, seed=21, count=len(ENDS), at_once=4)
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
         await asyncio.to_thread(tiny_cluster.flush_caches)
         before = files(tiny_cluster)
         await end_sessions(pair, seed=22, count=4 * len(ENDS), at_once=8)
-        await nothing_is_held(pair)
+        await until_nothing_is_held(pair)
         await asyncio.to_thread(tiny_cluster.flush_caches)
         after = files(tiny_cluster)
         assert all(after[name] <= before[name] + SLACK for name in before), (before, after)
@@ -294,9 +284,9 @@ async def test_settings(graft_home: Path, tiny_config: ClusterConfig, tmp_path: 
             outcome = await run_schedules(pair, seed=31, count=60, at_once=6)
             assert outcome.wrong == []
             assert not outcome.fallbacks
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
             await end_sessions(pair, seed=32, count=4 * len(ENDS), at_once=8)
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
             outcome = await run_schedules(pair, seed=33, count=10, at_once=3)
             assert outcome.wrong == []
         await asyncio.to_thread(cluster.flush_caches)
@@ -312,7 +302,7 @@ async def test_the_real_model(graft_home: Path, tiny_config: ClusterConfig, tmp_
             outcome = await run_schedules(pair, seed=91, count=8, at_once=2, longest=300)
             assert outcome.wrong == []
             assert outcome.right == 8
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
 
 
 @pytest.mark.slow
@@ -329,9 +319,9 @@ async def test_tensor_parallel(
             outcome = await run_schedules(pair, seed=81, count=20, at_once=3)
             assert outcome.wrong == []
             assert outcome.right == 20
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
             await end_sessions(pair, seed=82, count=2 * len(ENDS), at_once=4, ttl_s=20.0)
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
 
 
 @pytest.mark.slow
@@ -355,7 +345,7 @@ async def test_let_go_and_recomputed(graft_home: Path, tiny_config: ClusterConfi
             assert counters.lets_go > 20
             if not radix:
                 assert counters.recomputed_tokens > 0
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
         await asyncio.to_thread(cluster.flush_caches)
 
 
@@ -392,7 +382,7 @@ async def test_full_pools_serve_everybody(graft_home: Path, tiny_config: Cluster
                 assert answer == await pair.generate(prompt, extra_key="full")
             assert found == [await pair.generate(prompt, extra_key="full") for prompt in plain]
             assert (await pair.sessions(pair.decode)).counters.lost >= lost > 0
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
         await asyncio.to_thread(cluster.flush_caches)
 
 
@@ -425,13 +415,13 @@ async def test_a_worker_dies_and_comes_back(
             for session in sessions[1:4]:
                 with pytest.raises((CallRefused, aiohttp.ClientError)):
                     await session.append(random_prompt(draw, 300, 300))
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
             prompt = random_prompt(draw, 500, 500)
             session = Session(pair, max_prompt_tokens=500)
             await session.open(prompt[:300])
             answer = await session.commit(prompt[300:])
             assert answer["output_ids"] == await pair.generate_directly(prompt, extra_key="apart")
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
 
 
 @pytest.mark.slow
@@ -445,11 +435,11 @@ async def test_many(graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path
             outcome = await run_schedules(pair, seed=51, count=200, at_once=8)
             assert outcome.wrong == []
             assert outcome.right == 200
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
             await asyncio.to_thread(cluster.flush_caches)
             before = files(cluster)
             await end_sessions(pair, seed=52, count=1000, at_once=10, ttl_s=1.0)
-            await nothing_is_held(pair)
+            await until_nothing_is_held(pair)
             await asyncio.to_thread(cluster.flush_caches)
             after = files(cluster)
             assert all(after[name] <= before[name] + SLACK for name in before), (before, after)

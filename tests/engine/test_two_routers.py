@@ -20,9 +20,9 @@ from launch.ports import PortChooser
 from shell_router.config import RouterConfig
 from shell_router.record import RunRecord
 from tests.conftest import TTL_S
-from tests.engine.pair import Pair
+from tests.engine.pair import Pair, until_nothing_is_held
 from tests.engine.test_runs import chat, run_tree
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -98,9 +98,7 @@ async def test_the_death_of_one_router_is_felt_by_its_clients_alone(tiny_cluster
             sessions = len((await pair.sessions(pair.decode)).open)
             return all(some.count(True) == RUNS for some in streaming) and sessions > 2
 
-        async with asyncio.timeout(60):
-            while not await busy_with_both():  # noqa: ASYNC110 - another process's doing
-                await asyncio.sleep(0.02)
+        await until(busy_with_both, 60, every_s=0.02)
         second.process.kill()
 
         for outcome in await asyncio.gather(*lost):
@@ -114,9 +112,7 @@ async def test_the_death_of_one_router_is_felt_by_its_clients_alone(tiny_cluster
                 assert (one.id, one.output_ids) == (other.id, other.output_ids)
 
         # Requests end with their connections, sessions by their time to live.
-        async with asyncio.timeout(TTL_S + 30.0):
-            while await pair.held():  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
+        await until_nothing_is_held(pair, TTL_S + 30.0)
     # Succeeds only when no request is left.
     await asyncio.to_thread(tiny_cluster.flush_caches)
     again = await run_tree(tiny_cluster, TREE, slots="fixed")

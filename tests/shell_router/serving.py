@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -141,10 +141,3 @@ async def serving(app: web.Application) -> AsyncIterator[Client]:
 async def serving_service(service: Service) -> AsyncIterator[Client]:
     async with serving(build_app(service, body_bytes=10_000)) as client:
         yield client
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop turn until `condition()`; for what has no event to wait for."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (there is no event)
-            await asyncio.sleep(0.001)

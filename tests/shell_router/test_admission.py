@@ -14,7 +14,8 @@ from shell_router.core.prompt import Message
 from shell_router.errors import ShuttingDown, TooManyRuns
 from shell_router.prepare import RunRequest
 from shell_router.transport.fake import FakeEngine
-from tests.shell_router.serving import CHAT_PATH, Held, limited_service, serving_service, until
+from tests.shell_router.serving import CHAT_PATH, Held, limited_service, serving_service
+from tests.waiting import until
 
 REQUEST = RunRequest(tree="t", conversation=(Message("user", "why?"),))
 

@@ -19,8 +19,9 @@ from shell_router.core.prompt import Message
 from shell_router.errors import ShuttingDown
 from shell_router.prepare import RunRequest
 from shell_router.transport.fake import FakeEngine
-from tests.shell_router.serving import CHAT, CHAT_PATH, Client, Held, limited_service, serving_service, until
+from tests.shell_router.serving import CHAT, CHAT_PATH, Client, Held, limited_service, serving_service
 from tests.shell_router.test_app import events
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUEST = RunRequest(tree="t", conversation=(Message("user", "why?"),))

@@ -27,6 +27,7 @@ from tests.fakes.pair import Call, FakePair, Fault, Gate, Role
 from tests.shell_router.serving import fake_service, serving
 from tests.shell_router.test_metrics import scrape, value
 from tests.shell_router.test_run import finish
+from tests.waiting import until
 
 QUESTION = (Message("user", "why?"),)
 AGGREGATORS = ("a1", "a2", "root")
@@ -64,9 +65,7 @@ class Fleet:
 
     async def _release_when(self, record: Callable[[], RunRecord]) -> None:
         if self.hold:
-            async with asyncio.timeout(10):
-                while not all(agent.chunks for agent in record().agents if agent.id in ("a1", "a2")):  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
+            await until(lambda: all(agent.chunks for agent in record().agents if agent.id in ("a1", "a2")))
         self._appended.set()
 
     def _gate(self, request: GenerateRequest, position: int) -> asyncio.Event | None:
@@ -94,9 +93,7 @@ def answers(record: RunRecord) -> list[tuple[tuple[int, ...], tuple[int, ...], s
 
 
 async def settled(f: Fleet) -> None:
-    async with asyncio.timeout(10):
-        while f.pair.sessions:  # noqa: ASYNC110  (there is no event)
-            await asyncio.sleep(0.001)
+    await until(lambda: not f.pair.sessions)
     assert f.incremental.counts.open() == 0
     assert f.engine.running == set()
 
@@ -199,9 +196,7 @@ async def test_cancelling_a_run_leaves_nothing(role: Role, call: Call) -> None:
         watch = asyncio.create_task(f._release_when(run.record))
         await asyncio.wait_for(gate.reached.wait(), 10)
         cancelling = asyncio.create_task(f.service.cancel(run, "enough"))
-        async with asyncio.timeout(10):
-            while "close" not in f.pair.worker(role).calls:  # noqa: ASYNC110  (there is no event)
-                await asyncio.sleep(0.001)
+        await until(lambda: "close" in f.pair.worker(role).calls)
         gate.open.set()
         await asyncio.wait_for(cancelling, 20)
         assert run.record().state == "cancelled"

@@ -17,9 +17,10 @@ from shell_router.record import Mode, RunRecord
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from tests.fakes.assessor import FakeAssessor
-from tests.shell_router.serving import Client, Held, fake_service, limited_service, serving_service, until
+from tests.shell_router.serving import Client, Held, fake_service, limited_service, serving_service
 from tests.shell_router.test_openai_schema import CASES, EXIT, Case, record_of
 from tests.shell_router.trees import agent, tree
+from tests.waiting import until
 
 ROOT = agent("root", ["p1", "p2", "p3"])
 ROOT_OF_2 = agent("root", ["p1", "p2"])

@@ -16,8 +16,9 @@ from shell_router.app import build_app
 from shell_router.auth import Guard
 from shell_router.service import Service
 from shell_router.transport.fake import FakeEngine
-from tests.shell_router.serving import Held, limited_service, serving, until
+from tests.shell_router.serving import Held, limited_service, serving
 from tests.shell_router.test_openai_schema import EXIT, Case
+from tests.waiting import until
 
 WHY: list[ChatCompletionMessageParam] = [{"role": "user", "content": "why?"}]
 

@@ -27,6 +27,7 @@ from tests.fakes.assessor import FakeAssessor
 from tests.shell_router.serving import fake_service
 from tests.shell_router.trees import AGGREGATE, PROPOSE, ByteTokenizer, agent, tree, tree_4_2_1
 from tests.shell_router.verdicts import judged_again
+from tests.waiting import until
 
 QUESTION = (Message("user", "why?"),)
 EXIT = ExitOverride(mode="threshold", threshold=0.0)
@@ -87,9 +88,7 @@ async def test_answers_are_embedded_as_they_stream_and_ended_once() -> None:
     assessor = FakeAssessor(likeness=0.1, gate=asyncio.Event())
     engine = FakeEngine(gate=hold("-p3"))
     run = start(fake_service(engine, tree_3_1(), assessor=assessor), early_exit=EXIT)
-    async with asyncio.timeout(10):
-        while not assessor.compared:  # noqa: ASYNC110  (there is no event)
-            await asyncio.sleep(0.001)
+    await until(lambda: bool(assessor.compared))
     texts = {name: text for (_, name), text in assessor.texts.items()}
     assert {name for _, name in assessor.ended} == {"p1", "p2"}
     record = run.record()

@@ -17,8 +17,9 @@ from shell_router.handlers.keys import CLIENT_STALL_S
 from shell_router.service import Service
 from shell_router.transport.base import Delta, GenerateRequest
 from shell_router.transport.fake import FakeEngine
-from tests.shell_router.serving import CHAT, CHAT_PATH, fake_service, serving, until
+from tests.shell_router.serving import CHAT, CHAT_PATH, fake_service, serving
 from tests.shell_router.trees import agent, tree
+from tests.waiting import until
 
 PIECE = 64 * 1024
 PIECES = 128

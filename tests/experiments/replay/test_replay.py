@@ -38,6 +38,7 @@ from tests.fakes.assessor import FakeAssessor
 from tests.shell_router.serving import fake_service, serving_service
 from tests.shell_router.test_run_exits import TextEngine, WordTokenizer
 from tests.shell_router.trees import AGGREGATE, PROPOSE, ByteTokenizer, agent, segments, tree, tree_4_2_1
+from tests.waiting import until
 
 main = command("replay")
 
@@ -236,8 +237,7 @@ async def test_a_cancelled_run_is_replayed() -> None:
     engine = FakeEngine(gate=lambda request, position: asyncio.Event() if position == 3 else None)
     service = fake_service(engine)
     run = service.start(RunRequest(tree="t", conversation=QUESTION))
-    while len(run.log) < 8:  # noqa: ASYNC110  (there is no event)
-        await asyncio.sleep(0.001)
+    await until(lambda: len(run.log) >= 8)
     assert run.record().agents[0].replay is None, "only a run that has ended is told of"
     await service.cancel(run, "enough")
     recorded = Recorded(name="run", record=run.record(), log=tuple(run.log))

@@ -18,8 +18,8 @@ from shell_router.core.prompt import Message
 from shell_router.options import RunOptions
 from shell_router.transport.fake import FakeEngine
 from tests.fakes.server import LocalServer
-from tests.shell_router.serving import Held, fake_service, serving, until
-from tests.waiting import wait_until
+from tests.shell_router.serving import Held, fake_service, serving
+from tests.waiting import until, wait_until
 
 
 @asynccontextmanager

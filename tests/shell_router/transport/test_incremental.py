@@ -19,6 +19,7 @@ from shell_router.transport.base import Delta, GenerateRequest
 from shell_router.transport.fake import FakeEngine, fake_answer
 from shell_router.transport.incremental import IncrementalSession, IncrementalSessions
 from tests.fakes.pair import Call, FakePair, Fault, Gate, Role
+from tests.waiting import until
 
 HEAD, MIDDLE, TAIL = tuple(range(100, 108)), tuple(range(200, 212)), (7, 8, 9)
 PROMPT = HEAD + MIDDLE + TAIL
@@ -53,9 +54,7 @@ class Rig:
 
     async def check_nothing_is_left(self) -> None:
         """An aborted request, and a call whose client has left, end a moment later."""
-        async with asyncio.timeout(10):
-            while any(pair.sessions for pair in self.pairs):  # noqa: ASYNC110  (there is no event)
-                await asyncio.sleep(0.001)
+        await until(lambda: not any(pair.sessions for pair in self.pairs))
         assert self.sessions.counts.open() == 0
         assert self.engine.running == set()
 
@@ -466,6 +465,4 @@ async def test_closing_during_the_fallback_stops_it_and_the_session() -> None:
 
 
 async def _told_to_end(r: Rig, role: Role) -> None:
-    async with asyncio.timeout(10):
-        while not {"close", "abort"} & set(r.pair.worker(role).calls):  # noqa: ASYNC110  (there is no event)
-            await asyncio.sleep(0.001)
+    await until(lambda: bool({"close", "abort"} & set(r.pair.worker(role).calls)))
