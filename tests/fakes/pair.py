@@ -246,7 +246,7 @@ class FakeWorker(LocalServer):
         sampling: dict[str, Any],
         aborted: asyncio.Event,
     ) -> None:
-        limit, count = sampling["max_new_tokens"], 0
+        limit = sampling["max_new_tokens"]
         answer = fake_answer(prompt, limit, self.limits.vocabulary, whole=sampling.get("ignore_eos", False))
         for position, token in enumerate(answer):
             if position == 1:
@@ -255,11 +255,11 @@ class FakeWorker(LocalServer):
                 if await self._broke_off("token", request, response):
                     return
             await _unless(aborted, asyncio.sleep(self.pace_s))
-            finish, count = None, position + 1
             if aborted.is_set():
                 end = {"type": "abort", "message": "Abort"}
                 await send(response, chunk([], "", end, prompt=len(prompt), count=position, cached=cached))
                 return
+            finish, count = None, position + 1
             if count == len(answer):
                 cut = len(answer) == limit
                 finish, count = {"type": "length" if cut else "stop"}, count + (not cut)
