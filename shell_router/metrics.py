@@ -185,7 +185,7 @@ class Metrics:
             self._histograms["ttft"].labels(tree, mode).observe(record.ttft_s)
         if record.duration_s is not None:
             self._histograms["run"].labels(tree, mode).observe(record.duration_s)
-            root = _root(record)
+            root = record.root
             if record.answered_by != root.id:
                 bypassed = any(root.id in check.cancelled for check in record.checks)
                 self._counters["stood_in"].labels(tree, mode, "bypass" if bypassed else "fallback").inc()
@@ -259,11 +259,6 @@ class _Sessions(Collector):
         for reason in get_args(Fallback):
             fallbacks.add_metric([reason], counts.fallbacks[reason])
         yield fallbacks
-
-
-def _root(record: RunRecord) -> AgentRecord:
-    read = {precursor for agent in record.agents for precursor in agent.precursors}
-    return next(agent for agent in record.agents if agent.id not in read)
 
 
 def _seconds_per_token(agent: AgentRecord) -> float | None:

@@ -213,6 +213,16 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     kv_freed_tokens: int = 0
     """Tokens whose KV cancellations gave back."""
 
+    @property
+    def root(self) -> AgentRecord:
+        """Agents are in the order of layers, as in their tree."""
+        return self.agents[-1]
+
+    @property
+    def early_exits(self) -> int:
+        """Checks that made agents needless."""
+        return sum(check.outcome == "exit" for check in self.checks)
+
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a list; the fields are those of its `RunRecord`."""

@@ -25,9 +25,6 @@ from shell_router.transport.forced import ForcedSession, forced_request
 logger = logging.getLogger(__name__)
 
 _SEED_SPACE = 2**31
-_GROWTH = 1.5
-"""How many tokens an answer is taken to need for each of its own when it is tokenized again. The engine refuses what
-comes to more than its context."""
 
 Observer = Callable[[RunRecord, float], None]
 """Told each run that has ended, and the seconds it had waited for its place."""

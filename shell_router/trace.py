@@ -91,7 +91,7 @@ def chrome_trace(record: RunRecord) -> dict[str, Any]:
         _lay_spans(tracks[agent.id], agent, end)
         _mark_points(tracks[agent.id], agent, end)
     _draw_arrows(tracks, record)
-    root = record.agents[-1]
+    root = record.root
     if root.first_token_s is not None:
         tracks[root.id].mark("first token of the root", root.first_token_s)
     if record.state in ("failed", "cancelled"):
@@ -294,7 +294,7 @@ def _names(record: RunRecord, pids: dict[int, int], tids: dict[str, int], checks
     def tell(name: str, place: Event, args: Event) -> None:
         events.append({"ph": "M", "name": name, "args": args} | place)
 
-    root = record.agents[-1]
+    root = record.root
     for layer, pid in pids.items():
         role = "root" if layer == root.layer else "aggregators" if layer else "proposers"
         tell("process_name", {"pid": pid}, {"name": f"layer {layer}: {role}"})

@@ -37,7 +37,7 @@ from shell_router.core.tree import (
 from shell_router.errors import RouterError
 from shell_router.options import ForcedAnswer, RunOptions
 from shell_router.prepare import Preparer, RunRequest
-from shell_router.record import AgentRecord, RunRecord
+from shell_router.record import RunRecord
 from shell_router.service import Service
 from shell_router.transport.capabilities import SGLANG
 
@@ -175,7 +175,7 @@ class LayerBench:
         if before.sessions is None or after.sessions is None:
             return None, None
         page_bytes = after.sessions.page_bytes
-        roots = [_root(run) for run in runs]
+        roots = [run.root for run in runs]
         if mode == "incremental":
             then, now = before.sessions.counters, after.sessions.counters
             early, late = now.early_pages - then.early_pages, now.commit_pages - then.commit_pages
@@ -222,7 +222,7 @@ def _sample(named: Sample, number: int, record: RunRecord | RouterError) -> Samp
     named = msgspec.structs.replace(named, run=number)
     if isinstance(record, RouterError):
         return msgspec.structs.replace(named, error=record.message)
-    root = _root(record)
+    root = record.root
     if root.fallback is not None:
         return msgspec.structs.replace(named, error=f"it fell back to plain requests ({root.fallback})")
     assert root.ready_s is not None
@@ -238,10 +238,6 @@ def _sample(named: Sample, number: int, record: RunRecord | RouterError) -> Samp
         layer_s=root.ended_s - root.ready_s,
         total_s=record.duration_s,
     )
-
-
-def _root(record: RunRecord) -> AgentRecord:
-    return next(agent for agent in record.agents if agent.id == ROOT)
 
 
 def _spell(ids: Sequence[int]) -> str:

@@ -23,7 +23,7 @@ from experiments.replay.settings import SWEPT, parse_settings
 from experiments.replay.source import Recorded, fetch, load
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.core.early_exit import ExitOverride
-from shell_router.replay.verify import replay
+from shell_router.replay import replay
 
 
 def main(argv: list[str]) -> int:

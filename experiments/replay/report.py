@@ -82,7 +82,7 @@ def run_replay(run: Recorded, replay: Replay) -> RunReplay:
         state=record.state,
         events=len(run.log),
         checks=len(record.checks),
-        exits=sum(1 for check in record.checks if check.cancelled),
+        exits=record.early_exits,
         replayed=replay.missing is None and not replay.differences,
         differences=tuple(replay.differences),
         lacks=replay.missing,

@@ -210,7 +210,7 @@ def _setting(results: Sequence[RunResult], setting: SettingConfig) -> SettingAgg
     runs = [r for r in results if _measures(r, setting.name)]
     good = [r for r in runs if r.succeeded]
     records = [r.record for r in good if r.record is not None]
-    exits = [sum(1 for check in record.checks if check.cancelled) for record in records]
+    exits = [record.early_exits for record in records]
     return SettingAggregate(
         setting=setting.name,
         tree=setting.tree,

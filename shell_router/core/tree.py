@@ -17,7 +17,6 @@ from shell_router.core.early_exit import ExitPolicy
 
 Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
-QUESTION_MARK = "<|question|>"
 ANSWERS_MARK = "<|answers|>"
 ANSWER_MARK = "<|answer|>"
 NUMBER_MARK = "<|n|>"
