@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from shell_router.admission import Admission, Ticket
 from shell_router.assess.base import Assessor
 from shell_router.config import LimitsConfig
-from shell_router.core.plan import Plan
 from shell_router.errors import ShuttingDown, UnknownRun
 from shell_router.options import ForcedAnswer
 from shell_router.prepare import Prepared, Preparer, RunRequest
@@ -84,10 +83,6 @@ class Service:
         Raises `UnknownTree`, `RequestError` or `PromptTooLong` before anything is sent to an engine.
         """
         return self._launch(self._preparer.prepare(request), None)
-
-    def plan(self, request: RunRequest) -> Plan:
-        """The plan of a run: fed with the run's log, it decides as the run did. Raises what `start` raises."""
-        return self._preparer.plan(self._preparer.prepare(request))
 
     def _launch(self, prepared: Prepared, ticket: Ticket | None) -> Run:
         request, tree, options = prepared.request, prepared.tree, prepared.request.options

@@ -12,12 +12,12 @@ import pytest
 from shell_router.config import ConfigError, LimitsConfig
 from shell_router.core.early_exit import BypassPolicy, ExitOverride, ExitPolicy
 from shell_router.core.events import Event, Finished
-from shell_router.core.plan import Plan
 from shell_router.core.prompt import Message
 from shell_router.core.tree import FailurePolicy, SamplingOverride, Tree, TreeConfig, build_tree
 from shell_router.errors import DeadlineExceeded, RequestError
 from shell_router.options import RunOptions
 from shell_router.prepare import RunRequest
+from shell_router.replay import replay
 from shell_router.run import Run
 from shell_router.service import Service
 from shell_router.transport.base import Delta, GenerateRequest
@@ -144,15 +144,14 @@ async def test_decisions_can_be_made_again_from_the_record_and_from_the_log(mode
         log = [event async for event in run.events()]
         record = msgspec.json.decode(msgspec.json.encode(run.record()), type=type(run.record()))
         for check in record.checks:
-            again = judged_again(record, check)
-            assert again == check.verdict
-            exits += again.exits
-        plan: Plan = service.plan(RunRequest(tree="t", conversation=QUESTION, options=options, seed=seed))
-        for event in msgspec.json.decode(msgspec.json.encode(log), type=list[Event]):
-            plan.step(event)
-        assert [check.verdict for check in plan.checks] == [check.verdict for check in record.checks]
-        assert [check.cancelled for check in plan.checks] == [check.cancelled for check in record.checks]
-        assert plan.outcome is not None
+            verdict = judged_again(record, check)
+            assert verdict == check.verdict
+            exits += verdict.exits
+        again = replay(record, msgspec.json.decode(msgspec.json.encode(log), type=list[Event]))
+        assert again.differences == []
+        assert again.plan is not None
+        assert [check.verdict for check in again.plan.checks] == [check.verdict for check in record.checks]
+        assert [check.cancelled for check in again.plan.checks] == [check.cancelled for check in record.checks]
     assert exits > 0
 
 
