@@ -1,1 +1,1 @@
-"""Experiments: HTTP clients that compare the modes of the shell router on the same workers."""
+"""Experiments: what compares, measures and reports. ARCHITECTURE.md has a map; `graft --help` lists the commands."""

