@@ -10,9 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, settings
 
 from launch.cluster import Cluster
 from launch.config import ClusterConfig, load_cluster
+
+# Of how long an example takes nothing is asserted: another process may have the machine meanwhile.
+settings.register_profile("graft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("graft")
 
 ROOT = Path(__file__).resolve().parent.parent
 TTL_S = 30.0

@@ -259,14 +259,14 @@ def check_stream(tokenizer: HubTokenizer, parts: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(derandomize=True, max_examples=120, deadline=None, database=None)
+@settings(derandomize=True, max_examples=120, database=None)
 @given(text=TEXTS, lengths=LENGTHS)
 def test_what_is_handed_out_stays(families: Families, name: str, text: str, lengths: list[int]) -> None:
     check_stream(families.hub[name], list(parts_of(text, lengths)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+@settings(derandomize=True, max_examples=40, database=None)
 @given(text=TEXTS, answering=st.sampled_from(ANSWERING), share=st.floats(0.5, 1))
 def test_what_a_detokenizer_streams(families: Families, name: str, text: str, answering: str, share: float) -> None:
     backend = families.backend[answering]
@@ -324,7 +324,7 @@ def test_one_character_at_a_time(families: Families, name: str, text: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+@settings(derandomize=True, max_examples=40, database=None)
 @given(text=TEXTS)
 def test_pieces_are_what_encode_gives(families: Families, name: str, text: str) -> None:
     tokenizer = families.hub[name]
