@@ -229,7 +229,7 @@ def load_trees(config: RouterConfig) -> tuple[Tree, ...]:
         for agent in tree.agents:
             if agent.model not in models:
                 raise ConfigError(
-                    f"{path}: agent {agent.id!r} wants model {agent.model!r}; this cluster serves "
+                    f"{path}: agent {agent.id!r} wants model {agent.model!r}; this router serves "
                     f"{', '.join(sorted(models))}"
                 )
         trees[tree.name] = tree

@@ -26,7 +26,7 @@ from shell_router.core.early_exit import ExitOverride
 from shell_router.replay import replay
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Replay as the command line says; answers the exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
