@@ -11,7 +11,6 @@ from graft import serving
 from launch import preflight, shipped
 from launch.config import ClusterConfig, load_cluster
 
-
 CPU_TINY = shipped.cluster("cpu_tiny")
 
 
