@@ -31,11 +31,7 @@ class _Metric(NamedTuple):
 _RUN = ("tree", "mode")
 
 _COUNTERS = {
-    "runs": _Metric(
-        "graft_runs_total",
-        "Runs that have ended, by outcome.",
-        ("tree", "mode", "outcome"),
-    ),
+    "runs": _Metric("graft_runs_total", "Runs that have ended, by outcome.", (*_RUN, "outcome")),
     "tokens": _Metric(
         "graft_agent_tokens_total",
         "Tokens of all agents whose answer was asked for: of prompts, of these cached, and of answers.",
@@ -46,34 +42,26 @@ _COUNTERS = {
         "Prefill of successors: hidden beside decoding precursors, and exposed after the last one's end.",
         ("visibility",),
     ),
-    "appended_tokens": _Metric(
-        "graft_appended_tokens_total",
-        "Prompt tokens sent in appends.",
-    ),
-    "appends": _Metric(
-        "graft_appends_total",
-        "Appends to prompts that were still being written.",
-    ),
+    "appended_tokens": _Metric("graft_appended_tokens_total", "Prompt tokens sent in appends."),
+    "appends": _Metric("graft_appends_total", "Appends to prompts that were still being written."),
     "hidden_tokens": _Metric(
         "graft_hidden_prefill_tokens_total",
         "Prompt tokens whose append had answered before the last precursor ended, without those taken back.",
     ),
     "taken_back": _Metric(
-        "graft_taken_back_tokens_total",
-        "Tokens sent in appends that turned out not to belong to the prompt.",
+        "graft_taken_back_tokens_total", "Tokens sent in appends that turned out not to belong to the prompt."
     ),
     "held_back": _Metric(
         "graft_held_back_tokens_total",
         "Tokens of answers that are tokenized again and could be used only when these had ended.",
     ),
     "retokenized": _Metric(
-        "graft_retokenized_prompts_total",
-        "Prompts sent that hold answers which were tokenized again.",
+        "graft_retokenized_prompts_total", "Prompts sent that hold answers which were tokenized again."
     ),
     "exits": _Metric(
         "graft_early_exits_total",
         "Checks that made agents needless, by the run's mode and that of its exit policy.",
-        ("tree", "mode", "exit_mode"),
+        (*_RUN, "exit_mode"),
     ),
     "checks": _Metric(
         "graft_exit_checks_total",
@@ -94,56 +82,29 @@ _COUNTERS = {
         ("tree", "outcome"),
     ),
     "agents": _Metric(
-        "graft_agents_total",
-        "Agents of runs that have ended; `skipped` were never asked.",
-        ("model", "state"),
+        "graft_agents_total", "Agents of runs that have ended; `skipped` were never asked.", ("model", "state")
     ),
     "retries": _Metric(
-        "graft_answer_retries_total",
-        "How often an answer was asked for again, because a request failed.",
-        ("model",),
+        "graft_answer_retries_total", "How often an answer was asked for again, because a request failed.", ("model",)
     ),
     "resumes": _Metric(
-        "graft_answers_resumed_total",
-        "Answers that broke off and were gone on with where they were.",
-        ("model",),
+        "graft_answers_resumed_total", "Answers that broke off and were gone on with where they were.", ("model",)
     ),
     "resumed_tokens": _Metric(
-        "graft_resumed_tokens_total",
-        "Tokens that these answers had when they were last gone on with.",
-        ("model",),
+        "graft_resumed_tokens_total", "Tokens that these answers had when they were last gone on with.", ("model",)
     ),
-    "degraded": _Metric(
-        "graft_runs_degraded_total",
-        "Runs that are done although an agent failed.",
-        ("tree", "mode"),
-    ),
+    "degraded": _Metric("graft_runs_degraded_total", "Runs that are done although an agent failed.", _RUN),
     "stood_in": _Metric(
         "graft_runs_stood_in_total",
         "Runs answered by another agent than the root: `bypass` because the answers it would have read "
         "agreed, `fallback` because it failed or the deadline had come.",
-        ("tree", "mode", "reason"),
+        (*_RUN, "reason"),
     ),
 }
 _HISTOGRAMS = {
-    "run": _Metric(
-        "graft_run_seconds",
-        "A run that is done, from its start to the end of the answer.",
-        _RUN,
-        _SECONDS,
-    ),
-    "ttft": _Metric(
-        "graft_ttft_seconds",
-        "From a run's start to the first token of its answer.",
-        _RUN,
-        _SECONDS,
-    ),
-    "queue": _Metric(
-        "graft_queue_seconds",
-        "Wait for a place, before a run's start.",
-        _RUN,
-        _SECONDS,
-    ),
+    "run": _Metric("graft_run_seconds", "A run that is done, from its start to the end of the answer.", _RUN, _SECONDS),
+    "ttft": _Metric("graft_ttft_seconds", "From a run's start to the first token of its answer.", _RUN, _SECONDS),
+    "queue": _Metric("graft_queue_seconds", "Wait for a place, before a run's start.", _RUN, _SECONDS),
     "tpot": _Metric(
         "graft_tpot_seconds",
         "Time per token of the root after its first, of runs that are done. A stand-in's answer comes at once.",
@@ -151,10 +112,7 @@ _HISTOGRAMS = {
         _SECONDS_A_TOKEN,
     ),
     "check": _Metric(
-        "graft_exit_check_seconds",
-        "A check of a cluster's answers, until it had answered.",
-        _RUN,
-        _SECONDS_A_CHECK,
+        "graft_exit_check_seconds", "A check of a cluster's answers, until it had answered.", _RUN, _SECONDS_A_CHECK
     ),
 }
 
