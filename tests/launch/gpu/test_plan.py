@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ import pytest
 from graft import cli
 from graft.cli import plan
 from launch import checkpoint, preflight, state
+from launch.config import load_cluster
 from launch.gpu import allocation, cards
 from launch.gpu.cards import load_cards
+from launch.plan import commands_of, place_on
 from shell_router.config import RouterConfig, load_json
 from tests.launch.gpu.recorded import HERE, MODELS
 from tests.launch.gpu.recorded import cards as recorded
@@ -87,6 +90,22 @@ def test_the_commands_of_a_plan(hub: Path, capsys: pytest.CaptureFixture[str]) -
     assert decode[decode.index("--model-path") + 1] == "Qwen/Qwen3-VL-8B-Instruct"
     assert decode[decode.index("--mem-fraction-static") + 1] == "0.973"
     assert state.read_all() == ()
+
+
+@pytest.mark.parametrize("path", sorted(CFGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_gpu_worker_of_a_shipped_configuration_is_told_its_cards(path: Path, hub: Path) -> None:
+    config = load_cluster(path)
+    for host in config.hosts or (None,):
+        placements = place_on(config, host, recorded("8x141gb"))
+        printed = commands_of(config, host, Path("run"), placements).splitlines()
+        commands = {name: line for name, line in pairwise(printed) if name.startswith("# ")}
+        for worker in config.workers(host):
+            words = shlex.split(commands[f"# {worker.name}"])
+            told = [word for word in words if word.startswith("CUDA_VISIBLE_DEVICES=")]
+            if worker.model.device == "cuda":
+                assert told == [f"CUDA_VISIBLE_DEVICES={','.join(map(str, placements[worker.name].cards))}"]
+            else:
+                assert not told
 
 
 def test_commands_of_a_cluster_without_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
