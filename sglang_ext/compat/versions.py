@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 from typing import NoReturn
@@ -15,7 +16,9 @@ class IncompatibleEngine(Exception):
     """The installed SGLang is not one this extension was written for."""
 
 
+@functools.cache
 def sglang_version() -> str:
+    """Read once: every description asks for it."""
     return importlib.metadata.version("sglang")
 
 
