@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -98,7 +97,7 @@ class Bench:
 
     async def run(self) -> None:
         """Measure what is not there yet. Raises `TargetError` when the router or what fills the pools does not work."""
-        with self._progress if self._blocks_left() else contextlib.nullcontext():
+        with self._progress if self._blocks_left() else nullcontext():
             if self._searches:
                 await self._ramp()
                 return

@@ -67,8 +67,7 @@ def main(argv: list[str]) -> int:
     """Run a load test as the command line says; answers the exit code."""
     arguments = _parser().parse_args(argv)
     key = client_key()
-    # What is measured is the code as it is now, not as it may be edited meanwhile.
-    environment = describe_environment()
+    folder: LoadFolder | None = None
     if arguments.resume is not None:
         folder = LoadFolder.reopen(arguments.resume, LoadConfig)
         config = folder.config
@@ -76,15 +75,17 @@ def main(argv: list[str]) -> int:
         if bench is not None:
             # Nothing is missing but, perhaps, its report.
             return _answer(_finish(folder, bench, interrupted=False))
-        start = _start(config)
-        if not arguments.elsewhere:
-            folder.check_place(environment)
     else:
         config = make_config(arguments)
-        start = _start(config)
+    start = _start(config)
+    # What is measured is the code as it is now, not as it may be edited meanwhile.
+    environment = describe_environment()
+    if folder is None:
         now = datetime.datetime.now(datetime.UTC)
         path = arguments.runs_dir / (arguments.name or f"load-{config.tree}-{now:%Y%m%dT%H%M%SZ}")
         folder = LoadFolder.create(path, config)
+    elif not arguments.elsewhere:
+        folder.check_place(environment)
     logs = folder.path / f"cluster-{len(folder.blocks)}"
     with start(logs) as target:
         folder.begin(Session(url=target.url, environment=environment, started=time.time()))
