@@ -17,7 +17,7 @@ from launch.cluster import Cluster, ClusterError
 from launch.config import ClusterConfig, ModelConfig, load_cluster
 from launch.ports import NoFreePort
 from launch.process import ProcessError
-from shell_router.client import ClientError
+from shell_router.client import AsyncClient, ClientError
 from shell_router.config import ConfigError, load_tree
 from shell_router.errors import GraftError
 
@@ -93,12 +93,25 @@ async def flush_workers(urls: Sequence[str]) -> None:
                 raise ClientError(f"{url}: {str(error) or type(error).__name__}") from error
 
 
+async def served_trees(client: AsyncClient) -> Sequence[str]:
+    """The trees of the shell router. Raises `TargetError` when it does not answer."""
+    try:
+        return await client.trees()
+    except ClientError as error:
+        raise TargetError(f"the shell router does not answer: {error}") from error
+
+
 def check_trees(asked: Sequence[str], served: Sequence[str]) -> None:
     """Raise `ConfigError` when a tree of the experiment is not among those served."""
     for tree in asked:
-        if tree not in served:
-            there = ", ".join(sorted(served)) or "none"
-            raise ConfigError(f"tree {tree!r} is not served; there are: {there} - at `$.settings`")
+        check_tree(tree, served, "$.settings")
+
+
+def check_tree(tree: str, served: Sequence[str], where: str) -> None:
+    """Raise `ConfigError`, which names the path `where` in the JSON, when `tree` is not among those served."""
+    if tree not in served:
+        there = ", ".join(sorted(served)) or "none"
+        raise ConfigError(f"tree {tree!r} is not served; there are: {there} - at `{where}`")
 
 
 def check_machine(config: ClusterConfig) -> None:

@@ -38,6 +38,7 @@ from experiments.kernel.target import (
     check_trees,
     cluster_target,
     running_target,
+    served_trees,
 )
 from experiments.load.bench import Bench, read_bench
 from experiments.load.client import LoadClient
@@ -55,7 +56,7 @@ from experiments.load.report import Report, make_report
 from experiments.load.show import format_report
 from launch import shipped
 from launch.config import load_cluster
-from shell_router.client import AsyncClient, ClientError
+from shell_router.client import AsyncClient
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
 
@@ -135,10 +136,7 @@ async def _measure(
         router = await stack.enter_async_context(
             AsyncClient(target.url, api_key=key, run_timeout_s=config.run_timeout_s)
         )
-        try:
-            check_trees(config.trees, await router.trees())
-        except ClientError as error:
-            raise TargetError(f"the shell router does not answer: {error}") from error
+        check_trees(config.trees, await served_trees(router))
         client = LoadClient(router)
         fill = None
         if config.fill is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from experiments.kernel.target import Target, TargetError
+from experiments.kernel.target import Target, check_tree, served_trees
 from experiments.questions import WITHHELD, QuestionSource, without_words
 from experiments.settings.config import ExperimentConfig
 from experiments.settings.plan import Step, recording_options
@@ -18,7 +18,6 @@ from experiments.settings.summary import RunFolder
 from experiments.settings.table import format_question
 from launch.progress import Progress
 from shell_router.client import Answer, AsyncClient, ClientError, StreamError
-from shell_router.config import ConfigError
 from shell_router.options import ForcedAnswer
 from shell_router.record import RunRecord
 
@@ -52,7 +51,9 @@ class Experiment:
         async with AsyncClient(
             self._target.url, run_timeout_s=self._config.run_timeout_s, api_key=self._api_key
         ) as client:
-            await self._check_trees(client)
+            served = await served_trees(client)
+            for index, setting in enumerate(self._config.settings):
+                check_tree(setting.tree, served, f"$.settings[{index}].tree")
             await self._warm_again(client)
             with Progress("run", len(self._plan) - len(self._made)) as progress:
                 # All settings of one question stand next to each other in the plan.
@@ -88,18 +89,6 @@ class Experiment:
                         options=self._options(step, {}),
                         seed=step.seed,
                     )
-
-    async def _check_trees(self, client: AsyncClient) -> None:
-        try:
-            served = await client.trees()
-        except ClientError as error:
-            raise TargetError(f"the shell router does not answer: {error}") from error
-        for index, setting in enumerate(self._config.settings):
-            if setting.tree not in served:
-                there = ", ".join(sorted(served)) or "none"
-                raise ConfigError(
-                    f"tree {setting.tree!r} is not served; there are: {there} - at `$.settings[{index}].tree`"
-                )
 
     async def _make(self, client: AsyncClient, step: Step) -> RunResult:
         started = time.time()
