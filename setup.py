@@ -14,5 +14,9 @@ setup(
         *(f"launch.{package}" for package in find_namespace_packages(include=["cfgs", "cfgs.*"])),
     ],
     package_dir={"launch.cfgs": "cfgs"},
-    package_data={"": ["*.json"], "experiments.questions": ["data/*"]},
+    package_data={
+        "": ["*.json"],
+        "shell_router.ui": ["*.html", "*.css", "*.js", "*.svg"],
+        "experiments.questions": ["data/*"],
+    },
 )

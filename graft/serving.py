@@ -11,6 +11,7 @@ from launch.cluster import Cluster
 from launch.config import ClusterConfig, load_cluster
 from launch.home import new_log_dir
 from shell_router.client import AsyncClient, Client
+from shell_router.errors import GraftError
 
 
 class Served:
@@ -18,6 +19,10 @@ class Served:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+
+    def check(self) -> None:
+        """Raise `ClusterError` when the cluster has broken down."""
+        self._cluster.check()
 
     @property
     def url(self) -> str:
@@ -34,13 +39,24 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(cluster: str | Path | ClusterConfig, *, progress: bool = False) -> Iterator[Served]:
+def serve(cluster: str | Path | ClusterConfig, *, progress: bool = False, restart: bool = True) -> Iterator[Served]:
     """Start a cluster (its JSON's path, the name of a shipped one, or what a JSON says); stop it when the context ends.
 
     Takes a minute with real workers; `progress` shows on stderr what is waited for. Logs are in `$GRAFT_HOME/logs`.
+    A process that dies is started again, a bounded number of times, with `progress` told on stderr; after that the
+    cluster ends, and so `Served.check` and the end of the context raise `ClusterError`. Without `restart` the others
+    go on alone.
     Raises `GraftError`: the JSON is wrong, this machine cannot run it, or it does not come up.
     """
     config = cluster if isinstance(cluster, ClusterConfig) else load_cluster(shipped.cluster(str(cluster)))
     preflight.check(config)
-    with Cluster(config, new_log_dir(config.name), progress=progress) as running:
-        yield Served(running)
+    with Cluster(config, new_log_dir(config.name), progress=progress, restart=restart) as running:
+        try:
+            yield Served(running)
+        except GraftError:
+            # What a client saw of it is less than what is known here.
+            if restart:
+                running.check()
+            raise
+        if restart:
+            running.check()

@@ -12,6 +12,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib.util
+import io
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,7 @@ from shell_router.errors import GraftError
 
 SCHEME = "builtin:"
 _COMPLETE = "graft-complete"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 
 
 class CheckpointError(GraftError):
@@ -89,6 +92,31 @@ def directory(path: str) -> Path:
     )
 
 
+def here(path: str) -> Path | None:
+    """Where the files of the model at `path` are on this machine; None where they are not, or not built yet."""
+    if must_build(path):
+        return None
+    try:
+        return directory(path)
+    except CheckpointError:
+        return None
+
+
+def missing_weights(folder: Path) -> str | None:
+    """What `folder` lacks of the weights of a model; None when they are all there."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            return f"{index} cannot be read: {error!r}"
+        lost = [shard for shard in shards if not (folder / shard).is_file()]
+        return f"{len(lost)} of {len(shards)} files with weights are missing, {lost[0]} for one" if lost else None
+    if any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+        return None
+    return f"no weights are there ({', '.join(_WEIGHTS)})"
+
+
 def _hub_cache() -> Path:
     """Where the hub's clients keep what they download."""
     # As huggingface_hub finds it, but when it is asked and not when that is imported.
@@ -141,13 +169,15 @@ def _built(name: str) -> Path:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own bars, of which a build shows half a dozen, each for a second."""
+    """Without the bars of transformers, of which a build shows half a dozen, each for a second, and those that it takes
+    from tqdm past its own switch. What fails is raised."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -10,7 +10,7 @@ plan(config, ...) -> Plan
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,8 @@ from launch import names
 from launch.config import LOCALHOST, ClusterConfig, ConfiguredWorker, DecodeConfig, ModelConfig, PrefillConfig
 from launch.gpu.place import DEVICE_ORDER, Placement
 from launch.names import EMBEDDING, SHELL_ROUTER, Role
+from sglang_ext.protocol import STATUS_PATH
+from sglang_ext.settings import DRAFTING_ALGORITHM
 from shell_router.config import ModelConfig as RoutedModel
 from shell_router.config import PairConfig, RouterConfig
 
@@ -123,6 +125,7 @@ def plan(
             _routed(model, paths.get(model.path, model.path), planned.get(model.name)) for model in config.models
         ),
         trees=asked.trees,
+        scores=asked.scores,
         limits=asked.limits,
         embedding=embedding
         and msgspec.structs.replace(
@@ -131,6 +134,11 @@ def plan(
             device=f"cuda:{embedding_place.cards[0]}" if embedding_place is not None else embedding.device,
         ),
         api_key_env=asked.api_key_env,
+        keys=asked.keys,
+        caps=asked.caps,
+        allow_forced=asked.allow_forced,
+        cors_origins=asked.cors_origins,
+        log=asked.log,
     )
     shell_router = Service(
         url=f"http://{config.address(asked.host) if listen == _ALL_ADDRESSES else listen}:{port}",
@@ -175,15 +183,20 @@ def _routed(model: ModelConfig, path: str, planned: ModelPlan | None) -> RoutedM
             upstream_key_env=model.openai.key_env,
             context_length=model.context_length,
             page_size=model.page_size,
+            thinking=model.thinking,
+            chat_template_kwargs=model.chat_template_kwargs,
         )
     return RoutedModel(
         name=model.name,
         tokenizer=path,
+        via=model.via,
         router_url=planned.router.url,
         pairs=_pairs(planned.workers),
         workers=tuple(worker.url for worker in planned.workers if worker.role == "regular"),
         context_length=model.context_length,
         page_size=model.page_size,
+        thinking=model.thinking,
+        chat_template_kwargs=model.chat_template_kwargs,
     )
 
 
@@ -229,6 +242,8 @@ def _worker(
         # Without it each event of a stream repeats all ids so far: quadratic in the length of an answer.
         "--incremental-streaming-output",
         "--enable-metrics",
+        # sglang-router asks for it every few seconds: the log would hold little else.
+        *("--uvicorn-access-log-exclude-prefixes", STATUS_PATH),
     ]
     if role != "regular":
         argv += ["--disaggregation-mode", role, "--disaggregation-transfer-backend", model.transfer_backend]
@@ -243,9 +258,14 @@ def _worker(
     overlap = model.device == "cuda" if model.overlap_schedule is None else model.overlap_schedule
     if not overlap:
         argv.append("--disable-overlap-schedule")
+    if one.drafts:
+        # SGLang counts the token that a step has without drafts, too.
+        width = str(model.max_draft_tokens + 1)
+        argv += ["--speculative-algorithm", DRAFTING_ALGORITHM, "--speculative-num-draft-tokens", width]
     if model.device == "cpu":
         argv += _cpu_flags(role)
-    argv += [*model.flags, *config.flags]
+    flags = [*model.flags, *config.flags]
+    argv += [*_priority_flags(flags), *flags]
     return Worker(
         role=role,
         model=model.name,
@@ -261,6 +281,15 @@ def _worker(
             cores=config.cores,
         ),
     )
+
+
+def _priority_flags(flags: Sequence[str]) -> list[str]:
+    """Requests that wait go by the priority that the router gives them, unless `flags` have an order of their own."""
+    names = {flag.partition("=")[0] for flag in flags}
+    if names & {"--schedule-policy", "--schedule-low-priority-values-first", "--enable-priority-scheduling"}:
+        return []
+    # What has begun goes on: to begin it again would cost more than it saves.
+    return ["--enable-priority-scheduling", "--disable-priority-preemption", "--default-priority-value", "0"]
 
 
 def _cpu_flags(role: Role) -> list[str]:
@@ -330,6 +359,14 @@ def _sglang_router(
         *("--shutdown-grace-period-secs", "2"),
         # A retry after a timeout or a cancelled run would compute an answer that nobody waits for.
         "--disable-retries",
+        # It blames both workers of a pair for the failures of one, and opens the circuit of the one that lives, for a
+        # minute and more. What dies is found by asking, and so is what has come back.
+        "--disable-circuit-breaker",
+        # Free of charge, unlike /health, so that it may be asked often.
+        *("--health-check-endpoint", STATUS_PATH, "--health-check-interval-secs", "5"),
+        # One that is busy may be slow to answer; of one that is dead the connection is refused at once.
+        *("--health-check-timeout-secs", "20"),
+        *("--health-failure-threshold", "2", "--health-success-threshold", "1"),
     ]
     if model.regular:
         argv += ["--worker-urls", *(worker.url for worker in workers)]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -18,15 +18,20 @@ from launch import names
 from launch.names import Role
 from sglang_ext.settings import SessionSettings
 from shell_router.config import (
+    ClientCaps,
     ConfigError,
     EmbeddingConfig,
+    KeysConfig,
     LimitsConfig,
+    LogConfig,
     Name,
     Port,
     PositiveFloat,
     PositiveInt,
+    Via,
     load_json,
 )
+from shell_router.core.thinking import ThinkingSetting
 
 LOCALHOST = "127.0.0.1"
 Index = Annotated[int, Meta(ge=0)]
@@ -58,6 +63,8 @@ class DecodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """0 = choose."""
     radix_cache: bool = True
     """Whether it keeps the KV of finished prompts for others with the same beginning."""
+    drafts: bool | None = None
+    """As that of the model, for this worker alone; a prefill worker decodes nothing."""
     flags: tuple[str, ...] = ()
     """More SGLang flags, after all others."""
     sessions: SessionSettings = SessionSettings()
@@ -104,10 +111,17 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     device: Literal["cpu", "cuda"] | None = None
     """Of the workers."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """`auto` is the checkpoint's on GPUs; on a CPU bfloat16 if it has instructions for that, and float32 if
+    not, or where a cluster has several machines."""
     context_length: PositiveInt = 4096
     """Prompt and answer together may not be longer, tokens."""
     page_size: PositiveInt = 16
     """Tokens of a KV page."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of its chat template for all agents (`enable_thinking`, a date); an agent's own come over them."""
+    thinking: ThinkingSetting = "auto"
+    """How its answers mark what is thinking: `auto` finds it out from the tokenizer and the chat template, `channels`
+    are those of OpenAI's harmony format, and with `off` all is the answer."""
     max_total_tokens: PositiveInt | None = None
     """Size of each worker's KV pool in tokens; without it, what memory allows."""
     mem_fraction_static: Share | None = None
@@ -117,11 +131,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What moves KV from prefill to decode."""
     overlap_schedule: bool | None = None
     """Whether a worker prepares a batch while another runs. Without it on GPUs only: on CPU both want one core."""
+    drafts: bool = False
+    """Whether its decode and regular workers draft several tokens a step, from what a request may repeat, and verify
+    them: no answer changes."""
+    max_draft_tokens: Annotated[int, Meta(ge=1, le=63)] = 8
+    """Most tokens that are drafted for one step of a request; how many pay, a worker finds out."""
     flags: tuple[str, ...] = ()
     """More SGLang flags for all workers of this model."""
     prefill: tuple[PrefillConfig, ...] = ()
     decode: tuple[DecodeConfig, ...] = ()
     regular: tuple[DecodeConfig, ...] = ()
+    via: Via = "direct"
+    """How the shell router's requests reach the workers: straight, or through sglang-router."""
     router: SglangRouterConfig = SglangRouterConfig()
     openai: OpenAIConfig | None = None
 
@@ -150,6 +171,10 @@ class ConfiguredWorker(NamedTuple):
     model: ModelConfig
     config: DecodeConfig
 
+    @property
+    def drafts(self) -> bool:
+        return self.role != "prefill" and (self.model.drafts if self.config.drafts is None else self.config.drafts)
+
 
 class ShellRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The shell router, where clients come in."""
@@ -165,8 +190,20 @@ class ShellRouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     limits: LimitsConfig = LimitsConfig()
     embedding: EmbeddingConfig | None = None
     """The model that early exit by likeness compares answers with; `path` as that of a model."""
+    scores: tuple[str, ...] = ()
+    """Tables of `graft score`, relative to the file that names them: what members of a tree's pool have answered."""
     api_key_env: Annotated[str, Meta(min_length=1)] | None = None
-    """Name of the environment variable that holds the API key clients must send; without one the API is open."""
+    """Name of the environment variable that holds the operator's API key; without it and `keys` the API is open."""
+    keys: KeysConfig | None = None
+    """Named keys, each of which sees its own runs only; `file` is relative to the file that names it."""
+    caps: ClientCaps = ClientCaps()
+    """What clients may ask for."""
+    allow_forced: bool = False
+    """Whether a request may give agents' answers beforehand (`graft.forced`); `replay_answers` of experiments does."""
+    cors_origins: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
+    """Origins of browsers' pages that may call; `*` stands for all."""
+    log: LogConfig = LogConfig()
+    """What it writes to its log."""
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -242,6 +279,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 yield f"$.models[{m}].openai.key_env", model.openai.key_env
         if self.shell_router.api_key_env is not None:
             yield "$.shell_router.api_key_env", self.shell_router.api_key_env
+        if self.shell_router.keys is not None and self.shell_router.keys.env is not None:
+            yield "$.shell_router.keys.env", self.shell_router.keys.env
 
     def _ports(self) -> Iterator[tuple[str, str | None, int]]:
         """JSON path, host and number of each port, 0 where it is to be chosen."""
@@ -291,7 +330,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 yield f"Model name {model.name!r} is used twice - at `$.models[{m}].name`"
             names.add(model.name)
             yield from _ways_to_serve(f"$.models[{m}]", model)
+            yield from _keys_in(f"$.models[{m}].flags", model.flags)
+            yield from _keys_in(f"$.models[{m}].router.flags", model.router.flags)
+            yield from _speculation(f"$.models[{m}]", model)
         for path, _, _, model, worker in self.workers():
+            yield from _keys_in(f"{path}.flags", worker.flags)
             if model.device == "cpu" and worker.gpus:
                 yield f"A worker on device `cpu` takes no GPUs - at `{path}.gpus`"
             if model.device == "cpu" and worker.tp_size is not None:
@@ -317,6 +360,26 @@ def _is_address(text: str) -> bool:
         return False
 
 
+def _keys_in(path: str, flags: Sequence[str]) -> Iterator[str]:
+    """Flags that would shut Graft out, and put a secret into a file and onto command lines."""
+    for name in ("--api-key", "--admin-api-key"):
+        if any(flag == name or flag.startswith(f"{name}=") for flag in flags):
+            yield f"Workers that Graft starts have no key ({name}); `python -m shell_router` uses such - at `{path}`"
+
+
+def _speculation(path: str, model: ModelConfig) -> Iterator[str]:
+    """What cannot be beside drafts: a worker speculates in one way, and a prefill worker in none."""
+    workers = tuple(model.workers(path))
+    for worker in workers:
+        if worker.role == "prefill" and worker.config.drafts is not None:
+            yield f"A prefill worker decodes nothing, so it has no drafts - at `{worker.path}.drafts`"
+    flags = [(f"{path}.flags", model.flags)] if any(worker.drafts for worker in workers) else []
+    flags += [(f"{worker.path}.flags", worker.config.flags) for worker in workers if worker.drafts]
+    for place, given in flags:
+        if (flag := next((flag for flag in given if flag.startswith("--spec")), None)) is not None:
+            yield f"{flag.partition('=')[0]} is not for workers with `drafts`, which have their own - at `{place}`"
+
+
 def _ways_to_serve(path: str, model: ModelConfig) -> Iterator[str]:
     """What keeps `model`, at the JSON path `path`, from being served in exactly one way."""
     if model.openai is not None:
@@ -339,14 +402,20 @@ def _ways_to_serve(path: str, model: ModelConfig) -> Iterator[str]:
 
 
 def load_cluster(path: Path) -> ClusterConfig:
-    """Read the cluster JSON at `path`; tree paths come back absolute.
+    """Read the cluster JSON at `path`; paths of trees, scores and keys come back absolute.
 
     Raises `ConfigError` naming the file and the JSON path.
     """
     config = load_json(path, ClusterConfig)
     base = path.resolve().parent
-    trees = tuple(str((base / tree).resolve()) for tree in config.shell_router.trees)
-    return msgspec.structs.replace(config, shell_router=msgspec.structs.replace(config.shell_router, trees=trees))
+    router = config.shell_router
+    trees = tuple(str((base / tree).resolve()) for tree in router.trees)
+    scores = tuple(str((base / table).resolve()) for table in router.scores)
+    keys = router.keys
+    if keys is not None and keys.file is not None:
+        keys = KeysConfig(file=str((base / keys.file).resolve()))
+    router = msgspec.structs.replace(router, trees=trees, scores=scores, keys=keys)
+    return msgspec.structs.replace(config, shell_router=router)
 
 
 __all__ = [

@@ -3,9 +3,11 @@ and the plan of the commands meet. Made here and nowhere else."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Literal, get_args
 
 Role = Literal["prefill", "decode", "regular"]
+_WORKER = re.compile(rf"-(?:{'|'.join(get_args(Role))})-[0-9]+\Z")
 
 SHELL_ROUTER = "shell-router"
 EMBEDDING = "embedding"
@@ -15,6 +17,11 @@ EMBEDDING = "embedding"
 def worker(model: str, role: Role, index: int) -> str:
     """The `index`-th worker in that role of a model."""
     return f"{model}-{role}-{index}"
+
+
+def is_worker(name: str) -> bool:
+    """Whether a process of this name is a worker."""
+    return _WORKER.search(name) is not None
 
 
 def sglang_router(model: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from launch import checkpoint, command, dry_run
+from launch import checkpoint, command, cpu, dry_run
 from launch.cluster import ROUTER_CONFIG
 from launch.command import Plan
 from launch.config import ClusterConfig
@@ -68,7 +68,7 @@ def _planned(
     except checkpoint.CheckpointError as error:
         raise PlanError(str(error)) from error
     choose_port = PortChooser({port for _, _, port in config.fixed_ports()})
-    return command.plan(config, paths, choose_port, run_dir / ROUTER_CONFIG, placements)
+    return command.plan(cpu.settled(config), paths, choose_port, run_dir / ROUTER_CONFIG, placements)
 
 
 def _router_config(planned: Plan) -> bytes:

@@ -28,6 +28,18 @@ def in_use(host: str, port: int) -> bool:
     return False
 
 
+def is_forbidden(host: str, port: int) -> bool:
+    """Whether this user may not listen on `port`, whoever else does."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def is_mine(address: str) -> bool:
     """Whether servers on this machine can listen on `address`."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

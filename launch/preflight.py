@@ -8,19 +8,24 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 from packaging.requirements import Requirement
 
-from launch import checkpoint, ports
+from launch import ports
 from launch.config import ClusterConfig
+from launch.flags import review_flags
+from launch.gpu import mps
 from launch.gpu.allocation import allocate_here
 from launch.gpu.cards import CardsError
-from launch.gpu.place import PlacementError
+from launch.gpu.place import Placement, PlacementError
 from launch.home import graft_home
-from shell_router.config import ConfigError, load_tree
+from launch.review import review
+from launch.trial import try_trees
+from shell_router.config import ConfigError
+from shell_router.core.review import Remark
 from shell_router.errors import GraftError
+from shell_router.keys import load_keys
 
 MIN_PYTHON = (3, 11)
 DISK_GB = 1.0
@@ -36,30 +41,59 @@ class PreflightError(GraftError):
     exit_code = 2
 
 
-def check(config: ClusterConfig, host: str | None = None) -> None:
+def check(config: ClusterConfig, host: str | None = None) -> tuple[str, ...]:
     """Raise `PreflightError` with one line for each thing that stands in the way of `config` on this machine.
 
     Of a cluster on several machines this one is `host`, and only its part is looked at. Raises `ConfigError` when that
-    is not one of them.
+    is not one of them. Answers what might not work, or might not be meant, a line each.
     """
-    config.check_host(host)
-    # A model that is not there is in the way of its workers and of a plan.
-    problems = tuple(dict.fromkeys(find_problems(config, host)))
+    remarks = examine(config, host)
+    problems = [remark.text for remark in remarks if remark.error]
+    warnings = tuple(remark.text for remark in remarks if not remark.error)
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise PreflightError(f"cluster {config.part_name(host)} cannot start here:\n{lines}")
+        more = "".join(f"\n  - warning: {warning}" for warning in warnings)
+        raise PreflightError(f"cluster {config.part_name(host)} cannot start here:\n{lines}{more}")
+    return warnings
+
+
+def examine(config: ClusterConfig, host: str | None = None) -> tuple[Remark, ...]:
+    """All there is to say of `config` on this machine, errors first. Raises `ConfigError` as `check` does."""
+    config.check_host(host)
+    placed, stand_in_the_way = _cards(config, host)
+    found = [Remark(problem, error=True) for problem in (*_machine(config, host), *stand_in_the_way)]
+    found += [Remark(line) for line in mps.advice(placed, os.environ)]
+    found += review(config, host, os.environ)
+    found += review_flags(config, host)
+    if config.shell_router.trees and config.has_shell_router(host) and not any(map(_of_trees, found)):
+        found += try_trees(config)
+    # A model that is not there is in the way of its workers and of a plan.
+    errors = dict.fromkeys(remark for remark in found if remark.error)
+    places = {_place(remark) for remark in errors}
+    warnings = dict.fromkeys(remark for remark in found if not remark.error and _place(remark) not in places)
+    return (*errors, *warnings)
+
+
+def _of_trees(remark: Remark) -> bool:
+    return remark.error and remark.text.startswith("$.shell_router.trees")
+
+
+def _place(remark: Remark) -> str:
+    return remark.text.partition(": ")[0]
 
 
 def find_problems(config: ClusterConfig, host: str | None = None) -> Iterator[str]:
+    """What is in the way."""
+    return (remark.text for remark in examine(config, host) if remark.error)
+
+
+def _machine(config: ClusterConfig, host: str | None) -> Iterator[str]:
     yield from _system()
     yield from _packages(config, host)
     yield from _processors(config, host)
-    yield from _cards(config, host)
     yield from _ports(config, host)
     yield from _space(config, host)
-    yield from _models(config, host)
-    if config.has_shell_router(host):
-        yield from _trees(config)
+    yield from _embedding(config, host)
     yield from _keys(config, host)
 
 
@@ -110,21 +144,29 @@ def _processors(config: ClusterConfig, host: str | None) -> Iterator[str]:
         yield "Triton compiles for the GPU and finds no C compiler; install gcc or clang, or set CC"
 
 
-def _cards(config: ClusterConfig, host: str | None) -> Iterator[str]:
+def _cards(config: ClusterConfig, host: str | None) -> tuple[tuple[Placement, ...], tuple[str, ...]]:
+    """Where workers would run on this machine's GPUs, and what is in the way of that."""
     try:
-        allocate_here(config, host)
+        return tuple(allocate_here(config, host).values()), ()
     except PlacementError as error:
-        yield from error.problems
+        return (), error.problems
     except CardsError as error:
-        yield str(error)
+        return (), (str(error),)
 
 
 def _ports(config: ClusterConfig, host: str | None) -> Iterator[str]:
     if host is not None and not ports.is_mine(config.address(host)):
         yield f"$.hosts.{host}.address: {config.address(host)} is no address of this machine"
         return
+    listen = config.shell_router.listen
+    if listen is not None and config.has_shell_router(host) and not ports.is_mine(listen):
+        yield f"$.shell_router.listen: {listen} is no address of this machine"
     for path, address, port in config.fixed_ports(host):
-        if ports.in_use(address, port):
+        if not ports.is_mine(address):
+            continue
+        if ports.is_forbidden(address, port):
+            yield f"{path}: port {port} is for the system: this user may not listen on it"
+        elif ports.in_use(address, port):
             yield f"{path}: port {port} is in use; stop what listens there, or let 0 choose a free one"
 
 
@@ -143,12 +185,7 @@ def _space(config: ClusterConfig, host: str | None) -> Iterator[str]:
         )
 
 
-def _models(config: ClusterConfig, host: str | None) -> Iterator[str]:
-    for place, path in config.paths(host):
-        try:
-            checkpoint.check(path)
-        except checkpoint.CheckpointError as error:
-            yield f"{place}: {error}"
+def _embedding(config: ClusterConfig, host: str | None) -> Iterator[str]:
     needs_embedding = config.has_shell_router(host) and config.shell_router.embedding is not None
     if needs_embedding and not _installed("sentence_transformers"):
         yield (
@@ -165,26 +202,12 @@ def _keys(config: ClusterConfig, host: str | None) -> Iterator[str]:
     for place, variable in config.key_variables(host):
         if not os.environ.get(variable, "").strip():
             yield f"{place}: the environment variable {variable} is not set, or empty"
-
-
-def _trees(config: ClusterConfig) -> Iterator[str]:
-    served = {model.name for model in config.models}
-    files: dict[str, str] = {}
-    for t, path in enumerate(config.shell_router.trees):
+    named = config.shell_router.keys
+    if config.has_shell_router(host) and named is not None and (named.file or os.environ.get(named.env or "")):
         try:
-            tree = load_tree(Path(path))
+            load_keys(named, os.environ)
         except ConfigError as error:
-            yield f"$.shell_router.trees[{t}]: {error}"
-            continue
-        unknown = sorted(tree.models - served)
-        if unknown:
-            yield (
-                f"$.shell_router.trees[{t}]: {path} asks for model {_listed(unknown)}; "
-                f"the cluster serves {_listed(sorted(served))}"
-            )
-        if tree.name in files:
-            yield f"$.shell_router.trees[{t}]: {path} and {files[tree.name]} both name their tree {tree.name!r}"
-        files[tree.name] = path
+            yield f"$.shell_router.{error}"
 
 
 def _listed(values: list[int] | list[str]) -> str:

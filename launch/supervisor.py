@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TextIO
 
 from launch import process, state
-from launch.cluster import GRACE_S, ROUTER_CONFIG, ClusterError
-from launch.state import ClusterState, ProcessId
+from launch.cluster import GRACE_S, ROUTER_CONFIG
+from launch.keeper import ClusterError
+from launch.state import ClusterState, ProcessId, StateError
 from shell_router.config import ConfigError, RouterConfig, load_json
 
+LAUNCHER_LOG = "launcher.log"
+"""What a launcher in the background says, in the folder of the logs."""
 _POLL_S = 0.2
 _STOP_S = 60.0
 """How long a launcher may take to stop its cluster, besides the shell router's time to drain, before that is done over
@@ -25,22 +28,25 @@ its head."""
 def detach(command: Sequence[str], name: str, run_dir: Path, messages: TextIO) -> ClusterState:
     """Run `command`, a launcher, in the background and wait until its cluster (or the part of it) `name` is ready.
 
-    Its messages are relayed to `messages`. Raises `ClusterError` when it does not come up.
+    Its messages, which go to a file in the folder `run_dir`, are relayed to `messages`. Raises `ClusterError` when it
+    does not come up.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    log = run_dir / "launcher.log"
-    with log.open("wb") as sink, log.open() as source:
+    log = run_dir / LAUNCHER_LOG
+    with log.open("ab") as sink, log.open() as source:
+        # The folder may have been named by somebody, and used before.
+        source.seek(0, os.SEEK_END)
         launcher = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
+            # That the cluster is ready, which is said here.
+            stdout=subprocess.DEVNULL,
+            stderr=sink,
             start_new_session=True,
         )
         try:
             while True:
                 exit_code = launcher.poll()
-                found = state.read(name)
+                found = _seen(name)
                 messages.write(source.read())
                 if exit_code is not None:
                     raise ClusterError(f"cluster {name} did not come up (exit code {exit_code}); logs are in {run_dir}")
@@ -64,9 +70,17 @@ def take_down(cluster: ClusterState) -> None:
             time.sleep(_POLL_S)
         if cluster.running():
             _signal(cluster.launcher, signal.SIGKILL)
-    left = (state.read(cluster.name) or cluster).leftovers()
-    process.stop_groups([one.id.pid for one in left], GRACE_S)
+    process.end((_seen(cluster.name) or cluster).processes, GRACE_S)
     state.remove(cluster.name)
+
+
+def _seen(name: str) -> ClusterState | None:
+    """What is known of cluster `name`, if anything."""
+    try:
+        return state.read(name)
+    except StateError:
+        # Of a launcher before; ours writes another.
+        return None
 
 
 def _drain_s(cluster: ClusterState) -> float:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 
 import msgspec
 
-from sglang_ext import compat, protocol, routes
+from sglang_ext import compat, dummy_weights, protocol, routes
+from sglang_ext.door import Door
+from sglang_ext.engine import drafting
 from sglang_ext.engine.channel import Channel
 from sglang_ext.engine.hooks import HOOKS as SESSION_HOOKS
 from sglang_ext.sessions import Refused
@@ -17,6 +20,7 @@ def load() -> None:
     try:
         compat.check_version()
         compat.install(hooks())
+        compat.register_drafting(drafting.start)
     except Exception as error:  # noqa: BLE001 - SGLang would swallow it and serve without the extension
         compat.fail(error)
 
@@ -30,7 +34,20 @@ def hooks() -> tuple[compat.Hook, ...]:
             _add_routes,
             "routes can be added once the HTTP server's module exists, which is when its manager is set up",
         ),
+        compat.Hook(
+            compat.SPECULATIVE_FLAGS,
+            "around",
+            compat.with_radix_cache,
+            "SGLang refuses decode's radix cache beside algorithms it does not know; ours has no KV of its own",
+        ),
+        compat.Hook(
+            compat.SPECULATIVE_META,
+            "after",
+            compat.tell_drafted,
+            "SGLang takes every step for one of the greatest width; ours are as wide as pays",
+        ),
         *SESSION_HOOKS,
+        *dummy_weights.hooks(os.environ),
     )
     if not compat.cpu_engine_requested():
         return common
@@ -39,13 +56,15 @@ def hooks() -> tuple[compat.Hook, ...]:
     return (*common, *HOOKS)
 
 
-async def status(channel: Channel) -> protocol.Status:
+async def status(manager: compat.TokenizerManager, channel: Channel) -> protocol.Status:
     facts = compat.server_facts()
-    sessions, refusal = None, None
+    sessions, refusal, drafts = None, None, None
     try:
         sessions = msgspec.json.decode(await channel.call("status", None), type=protocol.SessionsStatus)
     except Refused as refused:
         refusal = refused.problem
+    if compat.drafts_here():
+        drafts = msgspec.json.decode(await channel.call("drafts", None), type=protocol.DraftsStatus)
     return protocol.Status(
         plugin_version=importlib.metadata.version("graft-moa"),
         sglang_version=compat.sglang_version(),
@@ -55,10 +74,16 @@ async def status(channel: Channel) -> protocol.Status:
         bootstrap_port=facts.bootstrap_port,
         sessions=sessions,
         refusal=refusal,
+        drafts=drafts,
         hooks=compat.hook_statuses(hooks()),
+        requests=len(manager.rid_to_state),
+        worker=routes.WORKER,
     )
 
 
 def _add_routes(result: None, manager: compat.TokenizerManager) -> None:
+    model = manager.model_config
+    door = Door(model.vocab_size, model.hidden_size, compat.is_one_of_a_pair(), compat.request_labels())
+    compat.check_requests(manager, door.check, door.admit)
     channel = Channel(manager)
-    routes.add(compat.http_app(), manager, channel, lambda: status(channel))
+    routes.add(compat.http_app(), manager, channel, door.rooms, lambda: status(manager, channel))

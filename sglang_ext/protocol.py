@@ -8,6 +8,7 @@ worker of a pair, and so does each `AppendRequest` and the `CommitRequest`; both
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -18,14 +19,29 @@ PREFIX = "/incremental_prefill"
 OPEN_PATH = f"{PREFIX}/open"
 APPEND_PATH = f"{PREFIX}/append"
 COMMIT_PATH = f"{PREFIX}/commit"
+FINISH_PATH = f"{PREFIX}/finish"
 CLOSE_PATH = f"{PREFIX}/close"
 STATUS_PATH = f"{PREFIX}/status"
+WORKER_HEADER = "x-graft-worker"
+"""sglang-router passes on the headers of the worker that answers: so a caller learns which has its request."""
 
-SessionId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+\Z")]
-TokenId = Annotated[int, Meta(ge=0)]
-Sequence = Annotated[int, Meta(ge=1)]
+DRAFTS_PARAM = "graft_drafts"
+"""Of `sampling_params.custom_params`: a `Drafts` as JSON text (`drafts_to`, `drafts_in`). SGLang's own messages carry
+values nested no deeper than that, and a scheduler that reads another ends."""
+
+MAX_REFERENCES = 1024
+"""Of one request."""
+
+MAX_PREDICTED = 2**15
+"""Tokens of a predicted answer."""
+
+SessionId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^(?!HEALTH_CHECK)[A-Za-z0-9._:-]+\Z")]
+"""It is a request's id, too: not one of SGLang's own checks, of which a busy scheduler drops whatever is said."""
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Sequence = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Room = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Position = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,12 +49,12 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     session_id: SessionId
     """Chosen by the caller, the same on both workers; the committed request's `rid`, for SGLang's own abort."""
-    bootstrap_host: str
+    bootstrap_host: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[A-Za-z0-9._:\[\]-]+\Z")]
     """Host of the prefill worker's bootstrap server, as the decode worker reaches it."""
     bootstrap_port: Port
     bootstrap_room: Room
     """Names the KV transfer of this session; drawn at random by the caller, the same on both workers."""
-    max_prompt_tokens: Annotated[int, Meta(ge=1)]
+    max_prompt_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     """Bound on the whole prompt, tokens."""
     input_ids: list[TokenId] = []
     ttl_s: Annotated[float, Meta(gt=0)] | None = None
@@ -63,12 +79,71 @@ class CommitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     sampling_params: dict[str, Any] = {}
     stream: bool = False
     return_logprob: bool = False
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    """Where requests wait, the greater goes first."""
+    rest: bool = False
+    """Of the decode worker: it computes what the prefill worker has not. That one is told to `finish`."""
+
+
+class FinishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST finish`: in place of the prefill worker's commit. It computes nothing more, and the session ends there when
+    all KV that it has computed has come to the decode worker, which is told how much that is.
+
+    `closed` where something of it is still to be computed or sent."""
+
+    session_id: SessionId
 
 
 class CloseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST close`: drop the session now. A session that has ended, or never was, frees nothing and is no error."""
 
     session_id: SessionId
+
+
+class Drafts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a worker that drafts may draft from for one request, plain or a session's commit, beside its prompt and its
+    own answer. A request without it, or with nothing in it, is decoded with drafts too."""
+
+    off: bool = False
+    """Decode without drafts."""
+    references: Annotated[tuple[tuple[Position, Position], ...], Meta(max_length=MAX_REFERENCES)] = ()
+    """What of the whole prompt's ids is likeliest to come again: from a position to before another, each."""
+    group: Annotated[str, Meta(max_length=128)] = ""
+    """Requests of one group, at the same time or one after the other, are drafts for each other."""
+    predicted: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_PREDICTED)] = ()
+    """What the answer may well be, from its first token on: it need not stand in the prompt."""
+
+    def __post_init__(self) -> None:
+        for start, end in self.references:
+            if start >= end:
+                raise ValueError(f"references: [{start}, {end}] has no token")
+        if self.off and (self.references or self.group or self.predicted):
+            raise ValueError("off: nothing else can be said of drafts that are off")
+
+
+def drafts_to(drafts: Drafts) -> dict[str, str]:
+    """`drafts` as SGLang's `custom_params` take it."""
+    return {DRAFTS_PARAM: msgspec.json.encode(drafts).decode()}
+
+
+def drafts_in(custom_params: Mapping[str, object] | None) -> Drafts | None:
+    """What `custom_params` say of drafts. Raises `msgspec.DecodeError` when that is wrong."""
+    said = (custom_params or {}).get(DRAFTS_PARAM)
+    if said is None:
+        return None
+    return msgspec.json.decode(msgspec.convert(said, str), type=Drafts)
+
+
+class Pass(msgspec.Struct, frozen=True, kw_only=True):
+    """A forward pass of a prefill worker, whosever tokens it computed."""
+
+    ended_at: float
+    """Unix time: no two passes of a worker have the same."""
+    tokens: int
+    attended: int
+    """Pairs of one of these tokens and one that it looks back on."""
+    seconds: float
+    """The worker's time for it, from its launch until its result was dealt with."""
 
 
 class SessionReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +162,16 @@ class SessionReply(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that were computed again because their KV had been let go (prefill)."""
     elapsed_s: float = 0.0
     """From the worker's receipt of the call to its answer."""
+    queued_s: float = 0.0
+    """Of these, until the first forward pass began that computed tokens of it (prefill) ..."""
+    computed_s: float = 0.0
+    """... and those in such passes, of which other requests may have had a part."""
+    passes: tuple[Pass, ...] = ()
+    """The last passes of the worker, the newest last (prefill)."""
+    waiting_tokens: int = 0
+    """Prompt tokens of ordinary requests that wait on the worker for their first pass (prefill)."""
+    load: float = 0.0
+    """The share of the last seconds in which ordinary requests kept the worker busy, 0 to 1 (prefill)."""
 
 
 class CloseReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +271,35 @@ class SessionsStatus(msgspec.Struct, frozen=True, kw_only=True):
     page_bytes: int
     """Bytes of one KV page over all layers, on one rank."""
     counters: SessionCounters
+    passes: tuple[Pass, ...] = ()
+    """As in `SessionReply`, and so the next two."""
+    waiting_tokens: int = 0
+    load: float = 0.0
+    max_rest_tokens: int = 0
+    """How much of a prompt a decode worker computes itself (`CommitRequest.rest`)."""
+
+
+class DraftCounters(msgspec.Struct, kw_only=True):
+    """What has happened since the worker started."""
+
+    requests: int = 0
+    """Decoded with drafts."""
+    steps: int = 0
+    """Steps of these requests, each one's counted, whether or not something was drafted for it."""
+    drafted: int = 0
+    """Tokens that were proposed and verified."""
+    accepted: int = 0
+    """Of these, tokens that became the answer's."""
+    without: dict[str, int] = {}
+    """Requests decoded without drafts, by the reason why."""
+
+
+class DraftsStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The drafts of a worker (of its first rank)."""
+
+    max_tokens: int
+    """Most tokens that are drafted for one step of a request."""
+    counters: DraftCounters
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -205,6 +319,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     sessions: SessionsStatus | None
     refusal: Problem | None
     hooks: tuple[HookStatus, ...]
+    drafts: DraftsStatus | None = None
+    """None on a worker that drafts nothing."""
+    requests: int = 0
+    """Generate requests that it has in hand, whoever sent them; of several HTTP processes those of the one asked."""
+    worker: str = ""
+    """What it calls itself: its answers of `/generate` carry it in the header `WORKER_HEADER`."""
 
     def missing(self) -> tuple[str, ...]:
         """Targets of hooks that are registered but not in force; empty on a sound worker."""

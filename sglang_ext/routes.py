@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -11,28 +12,42 @@ from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from sglang_ext import compat, protocol
+from sglang_ext.door import COMMIT_MARK, REST_MARK, BadField, Rooms
 from sglang_ext.engine import messages
 from sglang_ext.engine.channel import Channel
 from sglang_ext.sessions import Refused
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+WORKER = secrets.token_hex(8)
+"""What this process calls itself; another after each restart."""
+
 _CALLS: dict[str, tuple[messages.Kind, type[messages.Request]]] = {
     protocol.OPEN_PATH: ("open", protocol.OpenRequest),
     protocol.APPEND_PATH: ("append", protocol.AppendRequest),
+    protocol.FINISH_PATH: ("finish", protocol.FinishRequest),
     protocol.CLOSE_PATH: ("close", protocol.CloseRequest),
 }
 
 
 def add(
-    app: Any, manager: compat.TokenizerManager, channel: Channel, status: Callable[[], Awaitable[protocol.Status]]
+    app: Any,
+    manager: compat.TokenizerManager,
+    channel: Channel,
+    rooms: Rooms,
+    status: Callable[[], Awaitable[protocol.Status]],
 ) -> None:
-    """Add our routes to SGLang's FastAPI `app`, whose tokenizer manager is `manager`; `status` is asked each time."""
+    """Add our routes to SGLang's FastAPI `app`, whose tokenizer manager is `manager`. A session's room is one of
+    `rooms`; `status` is asked each time.
+    """
 
     def call(kind: messages.Kind, request_type: type[messages.Request]) -> Callable[..., Awaitable[Any]]:
         async def handler(request: Request) -> Any:
             try:
-                return _json(await channel.call(kind, await _decode(request, request_type)))
+                body = await _decode(request, request_type)
+                if isinstance(body, protocol.OpenRequest):
+                    _take_room(rooms, body)
+                return _json(await channel.call(kind, body))
             except Refused as refused:
                 return _problem(refused.problem)
 
@@ -45,8 +60,8 @@ def add(
         try:
             body = await _decode(request, protocol.CommitRequest)
             generate = _generate_input(body)
-            outputs = manager.generate_request(generate, request)
             try:
+                outputs = manager.generate_request(generate, request)
                 first = await anext(outputs)
             except ValueError as error:
                 raise _refused("bad_request", str(error)) from error
@@ -69,13 +84,42 @@ def add(
         app.add_api_route(path, call(kind, request_type), methods=["POST"], response_model=None)
     app.add_api_route(protocol.COMMIT_PATH, commit, methods=["POST"], response_model=None)
     app.add_api_route(protocol.STATUS_PATH, get_status, methods=["GET"], response_model=None)
+    if app.middleware_stack is None:
+        # One that serves already takes none. Without its name nothing is lost: aborts go to more workers.
+        app.add_middleware(NameWorker)
+
+
+class NameWorker:
+    """Puts the worker's name into the headers of SGLang's own `/generate`. An ASGI middleware."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(
+        self, scope: dict[str, Any], receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        async def name_and_send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                header = (protocol.WORKER_HEADER.encode(), WORKER.encode())
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        named = scope["type"] == "http" and scope["path"] == "/generate"
+        await self._app(scope, receive, name_and_send if named else send)
 
 
 async def _decode(request: Request, kind: type[T]) -> T:
     """The body of `request`. Raises `Refused` naming the field that is wrong."""
     try:
         return msgspec.json.decode(await request.body(), type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused("bad_request", str(error)) from error
+
+
+def _take_room(rooms: Rooms, body: protocol.OpenRequest) -> None:
+    try:
+        rooms.take([body.bootstrap_room], body.session_id)
+    except BadField as error:
         raise Refused("bad_request", str(error)) from error
 
 
@@ -96,9 +140,10 @@ def _generate_input(body: protocol.CommitRequest) -> compat.Generate:
         stream=body.stream,
         return_logprob=body.return_logprob,
         logprob_start_len=-1,
+        priority=body.priority,
         # The scheduler puts the session's room here; the manager only asks that there is one.
         bootstrap_room=0,
-        session_params={"id": body.session_id, "offset": body.seq, "rid": messages.COMMIT_MARK},
+        session_params={"id": body.session_id, "offset": body.seq, "rid": REST_MARK if body.rest else COMMIT_MARK},
     )
 
 

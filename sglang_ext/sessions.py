@@ -87,6 +87,8 @@ class Session:
     """A forward pass of it is queued or running: its KV cannot be let go now."""
     recomputed: int = 0
     lets_go: int = 0
+    rest: bool = False
+    """What is left at its commit is the decode worker's to compute."""
 
     def whole_pages(self, page_size: int) -> int:
         """Known tokens, rounded down to pages: what an append computes and holds."""
@@ -100,7 +102,7 @@ class Session:
         self.computed = max(self.computed, tokens)
         return again
 
-    def reply(self, elapsed_s: float) -> SessionReply:
+    def reply(self, elapsed_s: float, queued_s: float = 0.0, computed_s: float = 0.0) -> SessionReply:
         return SessionReply(
             session_id=self.id,
             next_seq=self.next_seq,
@@ -109,6 +111,8 @@ class Session:
             pushed_tokens=self.pushed,
             recomputed_tokens=self.recomputed,
             elapsed_s=elapsed_s,
+            queued_s=queued_s,
+            computed_s=computed_s,
         )
 
 
@@ -183,8 +187,19 @@ class SessionTable:
         self.counters.appended_tokens += len(request.input_ids)
         return session
 
-    def commit(self, session_id: str, seq: int, ids: Sequence[int]) -> Session:
-        """Add the last tokens and take no more.
+    def finish(self, session_id: str) -> Session:
+        """Take no more tokens: what is left of the prompt goes to the other worker.
+
+        Raises `Refused`: unknown_session, closed.
+        """
+        session = self.find(session_id)
+        self._use(session)
+        session.state = "committed"
+        self.counters.committed += 1
+        return session
+
+    def commit(self, session_id: str, seq: int, ids: Sequence[int], rest: bool = False) -> Session:
+        """Add the last tokens and take no more. `rest`: what is left is the decode worker's to compute.
 
         Raises `Refused`: unknown_session, closed (also: committed before), sequence_gap, too_long, bad_token,
         bad_request (an empty prompt).
@@ -197,6 +212,7 @@ class SessionTable:
         self._use(session)
         session.next_seq += 1
         session.state = "committed"
+        session.rest = rest
         self.counters.committed += 1
         return session
 

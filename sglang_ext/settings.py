@@ -11,11 +11,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+DRAFTING_ALGORITHM = "GRAFT"
+"""What our drafts are called where SGLang is told how to speculate."""
+
 _VARIABLES = {
     "kv_share": "GRAFT_SESSION_KV_SHARE",
     "max_sessions": "GRAFT_MAX_SESSIONS",
     "ttl_s": "GRAFT_SESSION_TTL_S",
 }
+
+
+DUMMY_WEIGHTS_VARIABLE = "GRAFT_DUMMY_WEIGHTS"
+"""With `--load-format dummy`: weights are drawn between minus this number and it."""
 
 
 class SessionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +40,18 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         default = SessionSettings()
         values = {variable: (getattr(self, name), getattr(default, name)) for name, variable in _VARIABLES.items()}
         return {variable: str(value) for variable, (value, usual) in values.items() if value != usual}
+
+
+def dummy_weights(environment: Mapping[str, str]) -> float | None:
+    """The bound on dummy weights that is asked for; None for SGLang's own. Raises `ValueError` naming the variable."""
+    text = environment.get(DUMMY_WEIGHTS_VARIABLE)
+    if text is None:
+        return None
+    try:
+        bound: float = msgspec.convert(text, Annotated[float, Meta(gt=0, le=1)], strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{DUMMY_WEIGHTS_VARIABLE}={text!r}: {error}") from error
+    return bound
 
 
 def from_environment(environment: Mapping[str, str]) -> SessionSettings:

@@ -17,9 +17,13 @@ from aiohttp import web
 
 from shell_router.app import open_app
 from shell_router.config import ConfigError, RouterConfig, load_json
+from shell_router.edge import Runner
 from shell_router.handlers.keys import SERVICE
+from shell_router.logs import AccessLog, access_logger, configure
 
 logger = logging.getLogger("shell_router")
+
+_LEVELS = ("debug", "info", "warning", "error")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FAREWELL_S = 2.0
@@ -31,11 +35,14 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="RouterConfig as JSON")
     parser.add_argument("--host", help="address to listen on, instead of the configuration's")
     parser.add_argument("--port", type=int, help="port to listen on, instead of the configuration's")
+    parser.add_argument("--log-format", choices=("text", "json"), help="instead of the configuration's")
+    parser.add_argument("--log-level", choices=_LEVELS, help="the least that is told, likewise")
+    parser.add_argument("--access-log", action="store_true", help="tell of each request that has been answered")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(_configured(arguments)))
+        config = _configured(arguments)
+        configure(config.log)
+        asyncio.run(_run(config))
     except ConfigError as error:
         print(f"shell_router: {error}", file=sys.stderr)
         return 2
@@ -49,8 +56,10 @@ def _configured(arguments: argparse.Namespace) -> RouterConfig:
     """Raises `ConfigError`."""
     config = load_json(arguments.config, RouterConfig)
     own = {name: value for name in ("host", "port") if (value := getattr(arguments, name)) is not None}
+    said = {"format": arguments.log_format, "level": arguments.log_level, "access": arguments.access_log or None}
+    log = msgspec.structs.replace(config.log, **{name: value for name, value in said.items() if value is not None})
     try:
-        return msgspec.convert(msgspec.structs.asdict(config) | own, RouterConfig)
+        return msgspec.convert(msgspec.structs.asdict(config) | own | {"log": log}, RouterConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"--{', --'.join(own)}: {error}") from error
 
@@ -69,7 +78,13 @@ async def serve(app: web.Application, host: str, port: int, *, drain_s: float) -
     _on_signals(stop.set)
     # Cancelling a handler whose client went away is what cancels its run. What handlers still have to send when their
     # runs are over is little.
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_FAREWELL_S)
+    runner = Runner(
+        app,
+        handler_cancellation=True,
+        shutdown_timeout=_FAREWELL_S,
+        access_log=access_logger,
+        access_log_class=AccessLog,
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from shell_router.assess.client import open_assessor
 from shell_router.auth import Guard, load_guard
 from shell_router.config import ModelConfig, RouterConfig
 from shell_router.core.tree import Tree
-from shell_router.errors import BodyTooLarge, RequestError, RouterError
-from shell_router.handlers import health, metrics, openai, runs
-from shell_router.handlers.keys import CLIENT_STALL_S, DEFAULT_CLIENT_STALL_S, METRICS, SERVICE
+from shell_router.edge import allow_pages, meet_expectation, number, sign, tell_errors
+from shell_router.handlers import workers
+from shell_router.handlers.endpoints import endpoints
+from shell_router.handlers.keys import ANYONE_HERE, CLIENT_STALL_S, DEFAULT_CLIENT_STALL_S, METRICS, SERVICE
+from shell_router.handlers.openapi import Document
 from shell_router.metrics import Metrics
 from shell_router.prepare import Preparer, load_trees
+from shell_router.scores import load_scores
 from shell_router.service import Service
+from shell_router.tenants import ANYONE, Tenant
 from shell_router.tokenizer import HubTokenizer
 from shell_router.transport.capabilities import describe, probe
 from shell_router.transport.engines import Engines
 from shell_router.transport.incremental import IncrementalSessions, SessionCounts
+from shell_router.transport.keys import workers_key
+from shell_router.transport.overview import overview
+from shell_router.transport.pairs import pairs_of
 from shell_router.transport.resend import ResendSessions
 from shell_router.transport.roster import open_rosters
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_ROUTES = {"GET": web.get, "POST": web.post, "DELETE": web.delete}
+"""How a route of a method is made; one of GET serves HEAD too."""
 
 
 def build_app(
@@ -37,35 +47,35 @@ def build_app(
     body_bytes: int,
     client_stall_s: float = DEFAULT_CLIENT_STALL_S,
     guard: Guard | None = None,
+    anyone: Tenant = ANYONE,
+    cors_origins: Sequence[str] = (),
     sessions: SessionCounts | None = None,
+    overview: workers.Overview | None = None,
 ) -> web.Application:
     """The application around `service`; bodies larger than `body_bytes` are refused, and what `guard` refuses.
+    Without a guard all requests are of `anyone`. Pages of `cors_origins` may call, `*` stands for all.
 
-    A client that takes nothing of an answer for `client_stall_s` is let go. `sessions` is for the metrics.
+    A client that takes nothing of an answer for `client_stall_s` is let go. `sessions` is for the metrics,
+    `overview` for the list of workers.
     """
-    middlewares = [_tell_errors] if guard is None else [_tell_errors, guard.middleware]
+    middlewares: list[Middleware] = [number, allow_pages(cors_origins), tell_errors]
+    if guard is not None:
+        middlewares.append(guard.middleware)
     app = web.Application(middlewares=middlewares, client_max_size=body_bytes)
     app[SERVICE] = service
     app[CLIENT_STALL_S] = client_stall_s
+    app[ANYONE_HERE] = anyone
     app[METRICS] = Metrics(running=lambda: service.running, queued=lambda: service.admission.line.waiting)
     if sessions is not None:
         app[METRICS].watch_sessions(sessions)
+    if overview is not None:
+        app[workers.OVERVIEW] = overview
     service.observers.append(app[METRICS].observe)
-    app.add_routes(
-        [
-            web.get("/health", health.health),
-            web.get("/ready", health.ready),
-            web.get("/metrics", metrics.metrics),
-            web.get("/v1/models", openai.list_models),
-            web.post("/v1/chat/completions", openai.Chat().handle),
-            web.post("/v1/completions", openai.Completion().handle),
-            web.get("/v1/runs", runs.list_runs),
-            web.get("/v1/runs/{id}", runs.get_run),
-            web.delete("/v1/runs/{id}", runs.delete_run),
-            web.get("/v1/runs/{id}/events", runs.get_events),
-            web.get("/v1/runs/{id}/trace", runs.get_trace),
-        ]
-    )
+    document = Document()
+    served = endpoints(document.get)
+    document.describe(served)
+    app.add_routes(_ROUTES[each.method](each.path, each.handler, expect_handler=meet_expectation) for each in served)
+    app.on_response_prepare.append(sign(cors_origins))
     app.on_shutdown.append(_end_runs)
     return app
 
@@ -76,19 +86,21 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
     guard = load_guard(config)
     trees = load_trees(config)
     models = {model.name: model for model in config.models}
+    scores = load_scores(config.scores, {tree.name: tree for tree in trees}, config.embedding)
     tokenizers = _tokenizers(models, trees)
     connector = aiohttp.TCPConnector(limit=0)
     async with (
-        aiohttp.ClientSession(connector=connector, read_bufsize=2**20) as client,
-        open_assessor(config.embedding) as assessor,
+        aiohttp.ClientSession(connector=connector, read_bufsize=2**20, middlewares=workers_key(config)) as client,
+        open_assessor(config.embedding, tuple(scores.values())) as assessor,
         open_rosters(models, client) as rosters,
     ):
         capabilities = await probe(config.models, client, config.limits)
         for model in config.models:
             if told := describe(model, capabilities[model.name]):
                 logger.warning("%s", told)
-        engine = Engines(models, capabilities, config.limits, client, rosters)
-        incremental = IncrementalSessions(models, config.limits, client, engine, rosters)
+        pairs = pairs_of(models, config.limits, client, rosters)
+        engine = Engines(models, capabilities, config.limits, client, pairs)
+        incremental = IncrementalSessions(models, config.limits, client, engine, pairs)
         preparer = Preparer(
             trees=trees,
             models=models,
@@ -96,6 +108,8 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
             capabilities=capabilities,
             compares=config.embedding is not None,
             limits=config.limits,
+            allow_forced=config.allow_forced,
+            scored=scores.keys(),
         )
         service = Service(
             preparer=preparer,
@@ -109,7 +123,10 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
             body_bytes=config.limits.body_bytes,
             client_stall_s=config.limits.client_stall_s,
             guard=guard,
+            cors_origins=config.cors_origins,
+            anyone=Tenant(None, operator=True, caps=config.caps),
             sessions=incremental.counts,
+            overview=partial(overview, pairs),
         )
 
 
@@ -127,27 +144,3 @@ def _tokenizers(models: Mapping[str, ModelConfig], trees: Sequence[Tree]) -> dic
 
 async def _end_runs(app: web.Application) -> None:
     await app[SERVICE].close()
-
-
-@web.middleware
-async def _tell_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors in OpenAI's form, whoever raises them."""
-    try:
-        return await handler(request)
-    except RouterError as error:
-        return _told(error)
-    except web.HTTPRequestEntityTooLarge:
-        return _told(BodyTooLarge(f"the body is larger than {request.client_max_size} bytes"))
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        told = RequestError(f"{request.method} {request.path}: {error.reason}")
-        return web.json_response(told.body(), status=error.status, headers=_kept(error))
-
-
-def _told(error: RouterError) -> web.Response:
-    return web.json_response(error.body(), status=error.status, headers=error.headers)
-
-
-def _kept(error: web.HTTPException) -> dict[str, str]:
-    return {name: error.headers[name] for name in ("Allow",) if name in error.headers}

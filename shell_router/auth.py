@@ -1,35 +1,70 @@
-"""The API key: who may use the router."""
+"""API keys: who may use the router, and as whom."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from aiohttp import web
 
-from shell_router.config import ConfigError, RouterConfig
+from shell_router.config import ClientCaps, ConfigError, KeysConfig, RouterConfig, read_key
 from shell_router.errors import InvalidApiKey
+from shell_router.handlers.keys import admit
+from shell_router.keys import digest, load_keys
+from shell_router.tenants import Tenant, tenant_of_key
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Load balancers and the launcher probe these without a key. They tell no more than whether the router can serve."""
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/ui"})
+"""Load balancers and the launcher probe the first two without a key. They tell no more than whether the router can
+serve."""
+OPEN_FOLDER = "/ui/"
+"""The page's own files. It asks for a key, and sends it with what it asks for."""
+_LOOK_S = 1.0
+"""Between two looks at whether a file of keys has changed."""
 
 
 class Guard:
-    """Lets requests pass that carry the key as `Authorization: Bearer KEY`."""
+    """Lets requests pass that carry a key as `Authorization: Bearer KEY`, and knows whose it is."""
 
-    def __init__(self, key: str) -> None:
-        # Digests have one length, so that a comparison's time tells nothing of the key's. The key itself is not kept.
-        self._digest = _digest(key)
+    def __init__(
+        self,
+        operator_key: str | None = None,
+        *,
+        named: KeysConfig | None = None,
+        caps: ClientCaps | None = None,
+        environment: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`operator_key` sees all runs; `named` says where other keys are, `caps` what clients may ask for.
 
-    def check(self, authorization: str | None) -> None:
-        """Raise `InvalidApiKey` unless the header `authorization` carries the key."""
+        Raises `ConfigError` when the named keys cannot be read.
+        """
+        caps = caps or ClientCaps()
+        # The keys themselves are not kept.
+        self._operator = {} if operator_key is None else {digest(operator_key): Tenant(None, operator=True, caps=caps)}
+        self._named = named
+        self._caps = caps
+        self._environment = environment
+        self._clock = clock
+        self._stamp = self._file_stamp()
+        self._looked = clock()
+        self._tenants = self._read()
+
+    def tenant(self, authorization: str | None) -> Tenant:
+        """Whose key the header `authorization` carries. Raises `InvalidApiKey` when it carries none."""
+        self._look()
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             raise InvalidApiKey("this router wants an API key: Authorization: Bearer KEY")
-        if not hmac.compare_digest(_digest(key.strip()), self._digest):
+        # A look-up of a digest tells by its time nothing of the keys that there are.
+        tenant = self._tenants.get(digest(key.strip()))
+        if tenant is None:
             raise InvalidApiKey("the API key is wrong")
+        return tenant
 
     @property
     def middleware(self) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -37,22 +72,49 @@ class Guard:
         async def guard(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
-            if request.path not in OPEN_PATHS:
-                self.check(request.headers.get("Authorization"))
+            if request.path not in OPEN_PATHS and not request.path.startswith(OPEN_FOLDER):
+                admit(request, self.tenant(request.headers.get("Authorization")))
             return await handler(request)
 
         return guard
 
+    def _look(self) -> None:
+        """Take up what has changed in the file of keys. One that cannot be read changes nothing."""
+        if self._clock() - self._looked < _LOOK_S:
+            return
+        self._looked = self._clock()
+        stamp = self._file_stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._tenants = self._read()
+        except ConfigError as error:
+            logger.error("the keys stay as they were: %s", error)
+        else:
+            logger.info("the file of keys has changed: %d keys", len(self._tenants))
+
+    def _read(self) -> dict[bytes, Tenant]:
+        if self._named is None:
+            return self._operator
+        keys = load_keys(self._named, self._environment).keys
+        return {key.digest: tenant_of_key(key, self._caps) for key in keys} | self._operator
+
+    def _file_stamp(self) -> tuple[int, int, int] | None:
+        if self._named is None or self._named.file is None:
+            return None
+        try:
+            found = Path(self._named.file).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
 
 def load_guard(config: RouterConfig, environment: Mapping[str, str] = os.environ) -> Guard | None:
-    """The guard that `config` asks for. Raises `ConfigError` when its variable has no key."""
-    if config.api_key_env is None:
+    """The guard that `config` asks for. Raises `ConfigError` when a variable or a file has no key."""
+    key: str | None = None
+    if config.api_key_env is not None:
+        key = read_key("api_key_env", config.api_key_env, environment)
+    if key is None and config.keys is None:
         return None
-    key = environment.get(config.api_key_env, "").strip()
-    if not key:
-        raise ConfigError(f"api_key_env: the environment variable {config.api_key_env} is not set, or empty")
-    return Guard(key)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+    return Guard(key, named=config.keys, caps=config.caps, environment=environment)

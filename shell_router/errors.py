@@ -10,7 +10,9 @@ RouterError                    something a client is told, in OpenAI's error for
 │   ├── UnknownRun             404
 │   ├── PromptTooLong          400, `context_length_exceeded`
 │   └── BodyTooLarge           413, `body_too_large`
+├── UnreadableRecord           500, `unreadable_record`
 ├── InvalidApiKey              401, `invalid_api_key`
+├── NotAllowed                 403, `not_allowed`; a key of another kind is wanted
 ├── TooManyRuns                429, `too_many_runs`; `Retry-After` says when to come back
 ├── ShuttingDown               503, `shutting_down`; another router, or this one once it is back
 ├── EngineError                a worker or sglang-router failed (502; a retry may help)
@@ -18,11 +20,13 @@ RouterError                    something a client is told, in OpenAI's error for
 │   ├── EngineSilent           nothing came for `idle_timeout_s` (504)
 │   └── EngineTooSlow          it did not end within `request_timeout_s` (504)
 └── RunFailed                  an agent of a run failed (502); names the agent
-    └── DeadlineExceeded       504, `deadline_exceeded`
+    ├── DeadlineExceeded       504, `deadline_exceeded`; no retry helps
+    └── RunDeleted             410, `run_deleted`; no retry helps
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 
@@ -76,6 +80,13 @@ class UnknownRun(RequestError):
     code = "run_not_found"
 
 
+class UnknownAgent(RequestError):
+    """The run has no agent of this id."""
+
+    status = 404
+    code = "agent_not_found"
+
+
 class PromptTooLong(RequestError):
     """An agent's prompt and answer could be longer than its model's context."""
 
@@ -89,6 +100,15 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class UnreadableRecord(RouterError):
+    """What became of a run cannot be told, by our own mistake."""
+
+    code = "unreadable_record"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the record of run {run_id!r} cannot be told; the router's log says why")
+
+
 class InvalidApiKey(RouterError):
     """The request carries no API key, or a wrong one."""
 
@@ -99,6 +119,14 @@ class InvalidApiKey(RouterError):
     @property
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class NotAllowed(RouterError):
+    """The API key is right, and not for this."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "not_allowed"
 
 
 class TooManyRuns(RouterError):
@@ -127,13 +155,28 @@ class ShuttingDown(RouterError):
         super().__init__("the router is shutting down")
 
 
+_URL = re.compile(r"https?://[^\s'\"`<>()\[\],;]*[^\s'\"`<>()\[\],;.:]")
+_ADDRESS = re.compile(r"(?:\b\d{1,3}(?:\.\d{1,3}){3}\b|\[[0-9A-Fa-f:]*:[0-9A-Fa-f:]*\]|\blocalhost\b)(?::\d+)?")
+
+
 class EngineError(RouterError):
-    """A worker or sglang-router answered with an error or broke off."""
+    """A worker or sglang-router answered with an error or broke off.
+
+    `message`, for clients, has no address of a machine, whoever wrote it; `str` has all, for the log.
+    """
 
     status = 502
     kind = "engine_error"
     refused = False
     """Whether the request itself is what the engine does not take: asking again is of no use."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        """`detail` is for the log alone."""
+        super().__init__(_ADDRESS.sub("(address)", _URL.sub("the engine", message)))
+        self._whole = f"{message}: {detail}" if detail else message
+
+    def __str__(self) -> str:
+        return self._whole
 
 
 class EngineUnreachable(EngineError):
@@ -154,6 +197,10 @@ class EngineTooSlow(EngineError):
     status = 504
 
 
+_FINAL = {"X-Should-Retry": "false"}
+"""OpenAI's clients ask again after most errors, which runs a whole tree again; this they obey."""
+
+
 class RunFailed(RouterError):
     """A run did not end well; the message names the agent and the cause."""
 
@@ -166,3 +213,18 @@ class DeadlineExceeded(RunFailed):
 
     status = 504
     code = "deadline_exceeded"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return _FINAL
+
+
+class RunDeleted(RunFailed):
+    """The run was ended by `DELETE /v1/runs/{id}`."""
+
+    status = 410
+    code = "run_deleted"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return _FINAL

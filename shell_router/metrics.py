@@ -34,7 +34,7 @@ _COUNTERS = {
     "runs": _Metric("graft_runs_total", "Runs that have ended, by outcome.", (*_RUN, "outcome")),
     "tokens": _Metric(
         "graft_agent_tokens_total",
-        "Tokens of all agents whose answer was asked for: of prompts, of these cached, and of answers.",
+        "Tokens of all agents whose answer was asked for: of prompts, of these cached, of answers, of these thinking.",
         ("kind",),
     ),
     "prefill": _Metric(
@@ -93,6 +93,16 @@ _COUNTERS = {
     "resumed_tokens": _Metric(
         "graft_resumed_tokens_total", "Tokens that these answers had when they were last gone on with.", ("model",)
     ),
+    "draft_steps": _Metric(
+        "graft_draft_steps_total",
+        "Steps in which answers were decoded with drafts; each made a token beside the drafts that were accepted.",
+        ("model", "layer"),
+    ),
+    "drafts": _Metric(
+        "graft_draft_tokens_total",
+        "Tokens that were drafted in these steps, accepted as the answer's or refused.",
+        ("model", "layer", "outcome"),
+    ),
     "degraded": _Metric("graft_runs_degraded_total", "Runs that are done although an agent failed.", _RUN),
     "stood_in": _Metric(
         "graft_runs_stood_in_total",
@@ -141,7 +151,7 @@ class Metrics:
         self._histograms["queue"].labels(tree, mode).observe(queued_s)
         if record.ttft_s is not None:
             self._histograms["ttft"].labels(tree, mode).observe(record.ttft_s)
-        if record.duration_s is not None:
+        if record.state == "done" and record.duration_s is not None:
             self._histograms["run"].labels(tree, mode).observe(record.duration_s)
             root = record.root
             if record.answered_by != root.id:
@@ -184,6 +194,12 @@ class Metrics:
             self._counters["tokens"].labels("prompt").inc(agent.prompt_tokens)
             self._counters["tokens"].labels("cached").inc(agent.cached_tokens)
             self._counters["tokens"].labels("completion").inc(agent.output_tokens)
+            self._counters["tokens"].labels("thinking").inc(agent.thinking_tokens)
+        if (drafts := agent.drafts) is not None:
+            place = (agent.model, str(agent.layer))
+            self._counters["draft_steps"].labels(*place).inc(drafts.steps)
+            self._counters["drafts"].labels(*place, "accepted").inc(drafts.accepted)
+            self._counters["drafts"].labels(*place, "refused").inc(max(0, drafts.drafted - drafts.accepted))
         if agent.precursors:
             self._counters["prefill"].labels("hidden").inc(agent.hidden_prefill_s)
             self._counters["prefill"].labels("exposed").inc(agent.exposed_prefill_s or 0)
@@ -217,6 +233,21 @@ class _Sessions(Collector):
         for reason in get_args(Fallback):
             fallbacks.add_metric([reason], counts.fallbacks[reason])
         yield fallbacks
+        costs = GaugeMetricFamily(
+            "graft_append_cost_seconds",
+            "What an append costs on a prefill worker: its `pass`, its `call`, each `token` and each `pair` of a token "
+            "and one before it.",
+            labels=["worker", "of"],
+        )
+        for worker, cost in counts.append_costs().items():
+            for of, seconds in (
+                ("pass", cost.pass_s),
+                ("call", cost.call_s),
+                ("token", cost.token_s),
+                ("pair", cost.pair_s),
+            ):
+                costs.add_metric([worker, of], seconds)
+        yield costs
 
 
 def _seconds_per_token(agent: AgentRecord) -> float | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from shell_router.core.early_exit import ExitOverride
 from shell_router.core.plan import ChunkPolicy
+from shell_router.core.pool import RoutingOverride
 from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import SamplingOverride
-from shell_router.record import Mode, Transport
+from shell_router.record import DraftMode, Mode, Transport
+
+Priority = Literal["progress", "arrival"]
+"""`progress`: a run that has come far goes before one that begins, so that it ends and makes room."""
 
 
 class ForcedAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,11 +40,17 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     transport: Transport = "incremental"
     """How appends reach the engine in spliced mode."""
     chunks: ChunkPolicy = ChunkPolicy()
+    drafts: DraftMode = "auto"
+    """Whether workers that can may draft several tokens a step, which they verify: no answer changes."""
+    priority: Priority = "progress"
+    """Which of the requests that wait in a worker goes first: that of the later layer, or the one that came first."""
     slots: SlotOrder = "completion"
     slot_orders: dict[str, tuple[str, ...]] = {}
     """Precursor of each slot for some agents: replays what an earlier run recorded. Those left out are not read."""
     early_exit: ExitOverride = ExitOverride()
     """Replaces fields of the tree's own."""
+    routing: RoutingOverride | None = None
+    """Who of the tree's pool is asked, and what the run may take."""
     sampling: SamplingOverride = SamplingOverride()
     """Replaces fields of every agent's own."""
     deadline_s: Annotated[float, Meta(gt=0)] | None = None

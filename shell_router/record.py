@@ -7,8 +7,13 @@ from typing import Literal
 import msgspec
 
 from shell_router.core.agent_progress import AgentState
+from shell_router.core.append_cost import AppendCost
 from shell_router.core.early_exit import ExitPolicy, Verdict
+from shell_router.core.events import Milestones
+from shell_router.core.judging import Judgement
+from shell_router.core.paying import Withheld
 from shell_router.core.plan import ChunkPolicy
+from shell_router.core.routing import Choice, Evidence, RoutingTerms
 from shell_router.core.tree import FailurePolicy
 
 Mode = Literal["blocking", "spliced"]
@@ -17,15 +22,22 @@ Transport = Literal["incremental", "resend"]
 request for each append."""
 ServedBy = Literal["incremental", "resend", "plain"]
 """The transport that carried a prompt; `plain` is one request with all of it."""
-Fallback = Literal["not_offered", "refused", "lost", "broken", "rewritten"]
+DraftMode = Literal["auto", "off"]
+"""`auto`: answers are decoded with drafts wherever a worker has them. No token depends on it."""
+Fallback = Literal["not_offered", "saturated", "refused", "lost", "broken", "rewritten"]
 """Why a prompt did not go the way it was meant to. `not_offered`: no pair of the model has incremental prefill, so it
-was resent. The others ended in a plain request. `refused`: a worker would not open the session. `lost`: a worker had
-dropped it, or would not go on. `broken`: a connection or an answer broke. `rewritten`: an answer that had been sent was
-cancelled, and so is no part of the prompt."""
+was resent. The others ended in a plain request. `saturated`: ordinary requests keep the prefill workers busy.
+`refused`: a worker would not open the session. `lost`: a worker had dropped it, or would not go on. `broken`: a
+connection or an answer broke. `rewritten`: an answer that had been sent was cancelled, and so is no part of the
+prompt."""
 RunState = Literal["running", "done", "failed", "cancelled"]
 CheckOutcome = Literal["exit", "nobody_left", "goes_on", "error", "unanswered"]
 """What became of a check. `exit`: it made agents needless. `nobody_left`: it would have, and all had ended. `goes_on`:
 the answers do not suffice. `error`: they could not be compared. `unanswered`: the run was over first."""
+
+
+QUESTION_CHARS = 200
+"""Of a question in a summary."""
 
 
 class RunHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +48,26 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     created: float
     question: str
+    owner: str | None = None
+    """The name of the key that the run was asked for with."""
+    drafts: DraftMode = "auto"
+
+
+class DraftRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer was decoded of which several tokens a step were drafted and verified. Counts are those of the last
+    request for it."""
+
+    references: tuple[tuple[int, int], ...]
+    """Precursors' answers in `prompt_ids`, from a position to before another: what it was drafted from first."""
+    steps: int
+    drafted: int
+    """Tokens that were proposed."""
+    accepted: int
+    """Of these, tokens that became the answer's; each step has one more."""
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        return 1 + self.accepted / self.steps if self.steps else None
 
 
 class ChunkRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +126,9 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Precursors in the order of the slots they fill, as far as the prompt has come. Those left out have no answer."""
     bound_s: tuple[float, ...] = ()
     """When each of these was bound to its slot: from then on its answer is spliced."""
+    answer_spans: tuple[tuple[int, int], ...] = ()
+    """Where in `prompt_ids` the answers of `slot_order` stand, from a position to before another; empty until the
+    prompt is whole."""
     state: AgentState
     error: str | None = None
     """Why it failed."""
@@ -115,10 +150,15 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """When the last precursor ended; for proposers 0, or when their stage was opened."""
     committed_s: float | None
     """When the request that decodes the answer was sent."""
+    milestones: Milestones | None = None
+    """What the request passed between these two, of the last one that answered; None until it has ended."""
     first_token_s: float | None
     ended_s: float | None
     chunks: tuple[ChunkRecord, ...]
     """Appends before the commit, in order; empty for proposers and in blocking mode."""
+    withheld: Withheld | None = None
+    """Why the last append that could have been sent before the commit was not: it did not pay. Without any `chunks`,
+    why no session was opened."""
     hidden_prefill_s: float
     """Time this agent's appends were in flight while a precursor was still decoding."""
     exposed_prefill_s: float | None
@@ -131,13 +171,26 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of precursors' answers that could be used only when these had ended: they are tokenized again, and what
     comes last may change."""
     tokens_saved: int = 0
-    """Of a cancelled or skipped answer: tokens that it might have had and were not generated."""
+    """Of a cancelled or skipped answer: tokens that it might have had and were not generated. None of one that was not
+    chosen from a pool: nobody had counted on it."""
     kv_freed_tokens: int = 0
     """Of a cancelled answer: tokens whose KV its cancellation gave back, prompt and answer."""
+    drafts: DraftRecord | None = None
+    """None where it was decoded without drafts, or has not ended."""
     text: str
+    """Of its answer, as it is passed on: without thinking and control tokens."""
+    thinking: str = ""
+    """The text of what it thought."""
+    thinking_tokens: int = 0
+    """Of `output_tokens`, those of thinking and its marks."""
+    first_passed_s: float | None = None
+    """When the first token came that is passed on; after `first_token_s` if it thought."""
     output_ids: tuple[int, ...]
+    """The answer as it was generated, thinking and control tokens included."""
     prompt_ids: tuple[int, ...]
     """The prompt as it was sent; empty until it is whole."""
+    prompt: str | None = None
+    """The same as text, control tokens as they are spelled; filled in where a single run is asked for."""
     replay: ReplayRecord | None = None
     """Of a run that has ended."""
 
@@ -148,6 +201,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    thinking_tokens: int = 0
+    """Of `completion_tokens`."""
 
 
 class CheckRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +234,32 @@ class CheckRecord(msgspec.Struct, frozen=True, kw_only=True):
         return "nobody_left" if self.verdict.exits or self.verdict.agrees else "goes_on"
 
 
+class FeedbackRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client has said of an answer."""
+
+    score: float
+    """From 0, useless, to 1, right."""
+    agent: str
+    """Whose."""
+    at: float
+    """Unix time, seconds."""
+
+
+class RoutingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Who of a pool was asked, and all that this rests on."""
+
+    terms: RoutingTerms
+    """As the run began."""
+    evidence: dict[str, Evidence] = {}
+    """What a scorer knew of the question, by agent."""
+    score_error: str | None = None
+    """Why it could not tell; then the tree's qualities hold."""
+    choices: tuple[Choice, ...]
+    """One for each layer of the pool, in the order in which they were made."""
+    judgements: tuple[Judgement, ...] = ()
+    """Of the layers whose answers were judged, in the order in which these had ended."""
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a tree."""
 
@@ -199,14 +280,28 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     early_exit: ExitPolicy = ExitPolicy()
     failures: FailurePolicy = FailurePolicy()
     chunk_policy: ChunkPolicy = ChunkPolicy()
+    drafts: DraftMode = "auto"
+    append_costs: dict[str, AppendCost] = {}
+    """What an append cost when the run began, by model, as far as that was known. What was learnt later is in the event
+    log, with each append's answer."""
+    answer_tokens: int | None = None
+    """Most tokens that the client takes of the run's answer, if it says so."""
+    stop: tuple[str, ...] = ()
+    """What ends the run's answer, as the client says."""
     checks: tuple[CheckRecord, ...] = ()
     """In the order in which they were asked for."""
+    routing: RoutingRecord | None = None
+    """Of a tree with a pool."""
+    feedback: tuple[FeedbackRecord, ...] = ()
+    """What was said of its answers after it had ended, of each agent last."""
     question: str
+    owner: str | None = None
+    """The name of the key that it was asked for with."""
     agents: tuple[AgentRecord, ...]
     ttft_s: float | None
-    """First token of the run's answer."""
+    """First token of the run's answer; of a root that thinks, of its thinking."""
     duration_s: float | None
-    """End of the run's answer, of a run that is done."""
+    """End of the run's answer, or of the run where it has none."""
     usage: Usage
     tokens_saved: int = 0
     """Tokens that cancelled and skipped answers might have had and were not generated."""
@@ -217,6 +312,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     def root(self) -> AgentRecord:
         """Agents are in the order of layers, as in their tree."""
         return self.agents[-1]
+
+    @property
+    def not_chosen(self) -> frozenset[str]:
+        """Agents of a pool that were not asked because others were."""
+        choices = self.routing.choices if self.routing is not None else ()
+        return frozenset(each.agent for choice in choices for each in choice.considered if each.why != "asked")
 
     @property
     def early_exits(self) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from shell_router.record import AgentRecord
+from shell_router.record import AgentRecord, RunRecord
 
-SpanKind = Literal["waiting", "hidden", "exposed_append", "exposed", "decode"]
+SpanKind = Literal["waiting", "hidden", "exposed_append", "exposed", "thinking", "decode"]
 """`waiting`: for precursors (proposers: for their stage), and no append is in flight. `hidden`: an append while a
 precursor was still decoding. `exposed_append`: what of an append lies after the last precursor's end. `exposed`: from
-there to the first token. `decode`: from the first token to the end."""
+there to the first token. `thinking`: from there to the first token that is passed on, where an agent thinks. `decode`:
+from there to the end."""
 
 
 class Span(NamedTuple):
@@ -61,10 +62,26 @@ def spans_of(agent: AgentRecord, until: float) -> Iterator[Span]:
     yield Span("exposed", at, max(at, first), unfinished=goes_on and agent.first_token_s is None)
     if agent.first_token_s is not None:
         at = max(at, first)
-        yield Span("decode", at, max(at, over), unfinished=goes_on)
+        if agent.thinking_tokens:
+            thought = over if agent.first_passed_s is None else agent.first_passed_s
+            end = max(at, min(thought, over))
+            yield Span("thinking", at, end, unfinished=goes_on and agent.first_passed_s is None)
+            at = end
+        if agent.first_passed_s is not None or not agent.thinking_tokens:
+            yield Span("decode", at, max(at, over), unfinished=goes_on)
 
 
 def failed_append(agent: AgentRecord, number: int) -> bool:
     """Whether append `number` (from 1) failed: an answer waits for the append in flight, and this one never answered.
     When it failed the record does not know."""
     return agent.chunks[number - 1].answered_s is None and agent.first_token_s is not None
+
+
+def last_known(record: RunRecord) -> float:
+    """The latest time in `record`, seconds: its end, or as far as is known."""
+    times = [record.duration_s]
+    for agent in record.agents:
+        times += [agent.ready_s, agent.committed_s, agent.first_token_s, agent.ended_s]
+        times += [time for chunk in agent.chunks for time in (chunk.sent_s, chunk.answered_s)]
+    times += [time for check in record.checks for time in (check.asked_s, check.answered_s)]
+    return max((time for time in times if time is not None), default=0.0)

@@ -6,7 +6,7 @@ waiting for precursors    until the last of them has ended, where no append is i
 waiting for its stage     of an agent without precursors, until that opens
 hidden prefill            an append, while a precursor was still decoding
 exposed append            what of an append lies after the last precursor's end
-exposed prefill           from there to the first token
+exposed prefill           from there to the first token; in it its steps, as `shell_router.milestones` has them
 decode                    from the first token to the end
 
 The hidden and the exposed spans of a finished agent add up to its `hidden_prefill_s` and `exposed_prefill_s`. An arrow
@@ -24,8 +24,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from shell_router.milestones import steps_of
 from shell_router.record import AgentRecord, CheckRecord, RunRecord
-from shell_router.spans import failed_append, spans_of
+from shell_router.spans import failed_append, last_known, spans_of
 
 Event = dict[str, Any]
 
@@ -49,6 +50,13 @@ class _Track:
         start, self._end = self._end, max(self._end, _microseconds(until))
         span = {"ph": "X", "name": name, "cat": category, "ts": start, "dur": self._end - start, "args": _known(args)}
         self.spans.append(span | self._place())
+
+    def divide(self, name: str, start: float, end: float) -> None:
+        """A span within the last one (seconds); one without length is none."""
+        first, last = _microseconds(start), _microseconds(end)
+        if last > first:
+            step = {"ph": "X", "name": name, "cat": "step", "ts": first, "dur": last - first, "args": {}}
+            self.spans.append(step | self._place())
 
     def skip(self, until: float) -> None:
         """Nothing until then (seconds)."""
@@ -86,7 +94,7 @@ def chrome_trace(record: RunRecord) -> dict[str, Any]:
     # Perfetto knows a thread by its tid alone, whatever its pid, and takes one whose tid is its pid for a main thread.
     tids = {agent.id: number for number, agent in enumerate(record.agents, start=len(pids) + 1)}
     tracks = {agent.id: _Track(pids[agent.layer], tids[agent.id]) for agent in record.agents}
-    end = _last_known(record)
+    end = last_known(record)
     for agent in record.agents:
         _lay_spans(tracks[agent.id], agent, end)
         _mark_points(tracks[agent.id], agent, end)
@@ -116,6 +124,7 @@ def chrome_trace(record: RunRecord) -> dict[str, Any]:
             "run": record.id,
             "tree": record.tree,
             "mode": record.mode,
+            "drafts": record.drafts,
             "seed": record.seed,
             "created": record.created,
             "state": record.state,
@@ -134,16 +143,6 @@ def _known(args: dict[str, Any]) -> dict[str, Any]:
 
 def _microseconds(seconds: float) -> int:
     return round(seconds * 1e6)
-
-
-def _last_known(record: RunRecord) -> float:
-    """The latest time in `record`, seconds: its end, or as far as is known."""
-    times = [record.duration_s]
-    for agent in record.agents:
-        times += [agent.ready_s, agent.committed_s, agent.first_token_s, agent.ended_s]
-        times += [time for chunk in agent.chunks for time in (chunk.sent_s, chunk.answered_s)]
-    times += [time for check in record.checks for time in (check.asked_s, check.answered_s)]
-    return max((time for time in times if time is not None), default=0.0)
 
 
 def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
@@ -174,6 +173,19 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
                     **_way(agent),
                     unfinished=unfinished,
                 )
+                for step in steps_of(agent):
+                    # Those before `span.start` were in an append's.
+                    track.divide(step.part, max(step.start, span.start), step.end)
+            case "thinking":
+                # It is decoded like an answer.
+                track.lay(
+                    "thinking",
+                    "decode",
+                    span.end,
+                    model=agent.model,
+                    thinking_tokens=agent.thinking_tokens,
+                    unfinished=unfinished,
+                )
             case "decode":
                 track.lay(
                     "decode",
@@ -183,7 +195,9 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
                     prompt_tokens=agent.prompt_tokens,
                     cached_tokens=agent.cached_tokens,
                     output_tokens=agent.output_tokens,
+                    thinking_tokens=agent.thinking_tokens or None,
                     tokens_per_second=_rate(agent),
+                    **_drafts(agent),
                     confidence=agent.confidence,
                     finish_reason=agent.finish_reason,
                     **_way(agent),
@@ -195,6 +209,19 @@ def _lay_spans(track: _Track, agent: AgentRecord, end: float) -> None:
 def _way(agent: AgentRecord) -> dict[str, Any]:
     """How the prompt reached the engine."""
     return {"attempts": agent.attempts, "served_by": agent.served_by, "fallback": agent.fallback}
+
+
+def _drafts(agent: AgentRecord) -> dict[str, Any]:
+    """How much of the answer was drafted; nothing where nothing was."""
+    drafts = agent.drafts
+    if drafts is None:
+        return {}
+    return {
+        "steps": drafts.steps,
+        "drafted_tokens": drafts.drafted,
+        "accepted_tokens": drafts.accepted,
+        "tokens_per_step": drafts.tokens_per_step,
+    }
 
 
 def _rate(agent: AgentRecord) -> float | None:

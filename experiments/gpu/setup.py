@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from experiments.gpu import exact
 from experiments.gpu.sizes import Size
 from experiments.questions import QuestionsConfig
 from experiments.settings.config import ExperimentConfig, SettingConfig
@@ -24,6 +25,8 @@ from shell_router.options import RunOptions
 
 CLUSTER_FILE = "cluster.json"
 EXPERIMENT_FILE = "experiment.json"
+WEIGHTS = 0.03
+"""Bound of the random weights: with SGLang's own, 0.001, the last token alone decides what comes next."""
 _TEMPERATURE = 0.7
 _SIBLINGS = 3
 """Agents that answer one successor of the tree."""
@@ -56,6 +59,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """Of the overlap benchmark."""
     overlap: dict[str, tuple[str, ...]]
     """Options of each of its parts."""
+    exact: exact.Parameters
+    """Of sessions against plain requests."""
 
 
 def scale_of(size: Size, *, quick: bool) -> Scale:
@@ -68,9 +73,15 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
             unit=8,
             questions=1,
             repetitions=1 if quick else 3,
+            exact=exact.Parameters(rounds=1, at_once=3, longest=300),
             overlap={
+                "fan_out": ("--siblings", "1,3", "--sibling-answer", "8"),
                 "ttft": ("--loads", "idle", "--prompt", "256", "--chunk", "64"),
                 "second_layer": ("--input-range", "1", "128", "--precursor-answer", "24", "--answer", "4"),
+                "second_layer-64-tokens": (
+                    *("--input-range", "1", "128", "--precursor-answer", "24", "--answer", "4"),
+                    *("--modes", "blocking", "incremental", "--min-append", "64"),
+                ),
                 "spliced": ("--sizes", "64,192", "--precursors", "2", "--answer", "4"),
                 "chain": ("--input-range", "1", "64", "--precursor-answer", "24", "--answer", "4"),
             },
@@ -84,9 +95,15 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
             unit=32,
             questions=2,
             repetitions=2,
+            exact=exact.Parameters(rounds=4, at_once=8, longest=1500),
             overlap={
+                "fan_out": ("--siblings", "1,3,9,27"),
                 "ttft": ("--prompt", "4096", "--chunk", "256", "--tail", "64"),
                 "second_layer": ("--precursors", "3", "--precursor-answer", "128", *long),
+                "second_layer-512-tokens": (
+                    *("--precursors", "3", "--precursor-answer", "128", *long),
+                    *("--modes", "blocking", "incremental", "--min-append", "512"),
+                ),
                 "spliced": ("--sizes", "1024,4096", "--precursors", "8", *long),
                 "chain": ("--precursor-answer", "256", *long),
             },
@@ -98,10 +115,16 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
         unit=128,
         questions=10,
         repetitions=10,
+        exact=exact.Parameters(rounds=10, at_once=16, longest=1500),
         overlap={
+            "fan_out": ("--siblings", "1,3,9,27", "--ways", "direct", "sglang_router"),
             "ttft": ("--prompt", "4096", "--chunk", "256", "--tail", "64"),
             "scaling": ("--prompt", "1024", "--long-prompt", "16384", "--chunk", "256", "--tail", "64"),
             "second_layer": ("--precursors", "6", "--precursor-answer", "256", *long),
+            "second_layer-512-tokens": (
+                *("--precursors", "6", "--precursor-answer", "256", *long),
+                *("--modes", "blocking", "incremental", "--min-append", "512"),
+            ),
             "second_layer-4-at-once": ("--precursors", "3", "--precursor-answer", "256", "--concurrency", "4", *long),
             "spliced": ("--sizes", "1024,4096,16384", "--precursors", "8", *long),
             "chain": ("--precursor-answer", "1024", *long),
@@ -122,21 +145,22 @@ def cluster_config(
     gpu: int,
     attention: str | None,
     embedding: bool,
+    flags: Sequence[str] = (),
 ) -> ClusterConfig:
     """One pair of each of `models` (size and checkpoint), all on the card `gpu`; on CPU, P and D on a core each.
 
-    Pools are as large as `scale` says; what share of the card that is, the launcher finds. Raises
-    `msgspec.ValidationError` for a device that is none.
+    Pools are as large as `scale` says; what share of the card that is, the launcher finds. `flags` are more of SGLang's
+    for all workers. Raises `msgspec.ValidationError` for a device that is none.
     """
     place: list[dict[str, Any]] = [{"gpus": [gpu]}] * 2 if device == "cuda" else [{"cores": [0]}, {"cores": [1]}]
-    flags = ["--load-format", "dummy", *(["--attention-backend", attention] if attention else [])]
+    all_flags = ["--load-format", "dummy", *(["--attention-backend", attention] if attention else []), *flags]
     common: dict[str, Any] = {
         "device": device,
         "dtype": "bfloat16" if device == "cuda" else "float32",
         "context_length": scale.context_length,
         "page_size": 16,
         "max_total_tokens": scale.pool_tokens,
-        "flags": flags,
+        "flags": all_flags,
         "prefill": place[:1],
         "decode": place[1:],
     }
@@ -176,8 +200,8 @@ def tree_config(name: str, layer_models: tuple[str, str, str], scale: Scale) -> 
     return msgspec.convert(document, TreeConfig)
 
 
-def experiment_config(scale: Scale, *, early_exit: bool) -> ExperimentConfig:
-    """The four settings; three without early exit.
+def experiment_config(scale: Scale, *, early_exit: bool, warmup: int = 1) -> ExperimentConfig:
+    """The four settings; three without early exit. `warmup` runs of each are in no number.
 
     The exit is scripted: Q of random answers means nothing, so that a threshold of 0 lets every check exit, and a
     cluster does not wait once two of its agents have answered.
@@ -197,6 +221,7 @@ def experiment_config(scale: Scale, *, early_exit: bool) -> ExperimentConfig:
         settings=tuple(settings),
         questions=QuestionsConfig(source="gsm8k_sample", count=scale.questions),
         replay_answers=True,
+        warmup=warmup,
     )
 
 
@@ -205,7 +230,11 @@ def write(folder: Path, cluster: ClusterConfig, trees: Sequence[TreeConfig], exp
     documents: dict[str, object] = {CLUSTER_FILE: cluster, EXPERIMENT_FILE: experiment}
     documents |= {f"{tree.name}.json": tree for tree in trees}
     for name, document in documents.items():
-        (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        write_one(folder / name, document)
+
+
+def write_one(path: Path, document: object) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def _agent(name: str, template: str, model: str, unit: int, turn: int) -> dict[str, Any]:

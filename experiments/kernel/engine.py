@@ -11,15 +11,16 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 
 from experiments.kernel.pair import Pair
 from sglang_ext.protocol import SessionsStatus, Status
-from shell_router.config import LimitsConfig, ModelConfig, PairConfig
+from shell_router.config import LimitsConfig, ModelConfig, PairConfig, Via
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.record import Transport
@@ -34,6 +35,8 @@ MODEL = "pair"
 """The name of the pair's model where the transport wants one."""
 _REMEMBERED = 1 << 16
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
+
+T = TypeVar("T")
 
 OnTokens = Callable[[Sequence[int]], None]
 
@@ -52,6 +55,8 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     first: float
     """When the first tokens were read."""
     ended: float
+    first_logprob: float | None
+    """Of the first token, nats."""
     finish: Finish
 
     @property
@@ -116,22 +121,30 @@ class PairClient:
             )
         }
         self.engine = CountedEngine(self.models, limits, http)
+        through = {MODEL: msgspec.structs.replace(self.models[MODEL], via="sglang_router")}
+        self.engines: dict[Via, HttpEngine] = {
+            "direct": self.engine,
+            "sglang_router": HttpEngine(through, limits, http),
+        }
+        self._on_prefill = IncrementalSessions(self.models, limits, http, self.engine, rest=False)
         self.sessions: dict[Transport, SessionFactory] = {
             "incremental": IncrementalSessions(self.models, limits, http, self.engine),
             "resend": ResendSessions(self.engine),
         }
 
     def session(
-        self, kind: str, *, transport: Transport, answer: int, max_prompt_tokens: int
+        self, kind: str, *, transport: Transport, answer: int, max_prompt_tokens: int, rest: bool = True
     ) -> tuple[str, PrefillSession]:
         """A prompt to write, whose answer will have `answer` tokens, greedy ones; and its id, which begins with `kind`.
+        `rest`: what little is left of it at the commit the decode worker computes.
 
         Its `close` is to be called whatever happens.
         """
         name = f"{kind}-{uuid.uuid4().hex}"
         sampling = Sampling(max_new_tokens=answer, temperature=0)
         request = GenerateRequest(request_id=name, model=MODEL, input_ids=(), sampling=sampling, ignore_eos=True)
-        return name, self.sessions[transport](request, max_prompt_tokens=max_prompt_tokens)
+        make = self.sessions[transport] if rest else self._on_prefill
+        return name, make(request, max_prompt_tokens=max_prompt_tokens)
 
     async def ask(self, kind: str, ids: Sequence[int], answer: int, on_tokens: OnTokens | None = None) -> Answered:
         """A plain request. When the caller is cancelled, it is aborted on both workers."""
@@ -143,6 +156,10 @@ class PairClient:
         """The KV pools of the prefill and of the decode worker."""
         prefill, decode = await asyncio.gather(*map(self._pool, (self.pair.prefill, self.pair.decode)))
         return prefill, decode
+
+    async def decode_status(self) -> Status:
+        """The decode worker's as it stands now."""
+        return await self._workers.status(self.pair.decode)
 
     async def sessions_status(self) -> SessionsStatus | None:
         """The prefill worker's sessions as they stand now; None when it offers none."""
@@ -178,6 +195,17 @@ async def open_pair(pair: Pair, *, timeout_s: float | None = None) -> AsyncItera
         yield client
 
 
+async def all_of(asked: Iterable[Awaitable[T]]) -> list[T]:
+    """What each comes to, when all have ended; then the first failure is raised, if there is one."""
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    answers: list[T] = []
+    for answer in found:
+        if isinstance(answer, BaseException):
+            raise answer
+        answers.append(answer)
+    return answers
+
+
 @contextlib.asynccontextmanager
 async def closing(session: PrefillSession) -> AsyncIterator[None]:
     """Close `session` at the end. Why it failed is told, not why it then could not be closed."""
@@ -192,17 +220,20 @@ async def read_answer(commit: AsyncGenerator[Delta], on_tokens: OnTokens | None 
     """Read an answer to its end. `commit` is asked for it now: that is when it is sent."""
     sent = time.perf_counter()
     first: float | None = None
+    logprob: float | None = None
     finish: Finish | None = None
     async with aclosing(commit) as deltas:
         async for delta in deltas:
             if delta.ids:
-                first = first or time.perf_counter()
+                if first is None:
+                    first = time.perf_counter()
+                    logprob = delta.logprobs[0] if delta.logprobs else None
                 if on_tokens is not None:
                     on_tokens(delta.ids)
             finish = delta.finish or finish
     if first is None or finish is None:
         raise EngineError("the answer has no tokens")
-    return Answered(sent=sent, first=first, ended=time.perf_counter(), finish=finish)
+    return Answered(sent=sent, first=first, ended=time.perf_counter(), first_logprob=logprob, finish=finish)
 
 
 class _Load(msgspec.Struct):

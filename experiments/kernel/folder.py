@@ -14,6 +14,7 @@ import msgspec
 
 from experiments.kernel.environment import Environment
 from shell_router.config import ConfigError
+from shell_router.documents import DocumentError, decode_document
 
 T = TypeVar("T")
 C = TypeVar("C", bound=msgspec.Struct)
@@ -51,7 +52,7 @@ class Lines(Generic[T]):
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 values.append(msgspec.json.decode(line, type=self._kind))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{self.path}, line {number}: {error}") from error
         return values
 
@@ -83,8 +84,8 @@ class Folder(Generic[C]):
     def reopen(cls, path: Path, kind: type[C], config: C | None = None) -> Self:
         """The folder of an experiment that is to go on. Raises `ConfigError` when it is none, or not of `config`."""
         try:
-            stored = msgspec.json.decode((path / "config.json").read_bytes(), type=kind)
-        except (OSError, msgspec.DecodeError) as error:
+            stored = decode_document((path / "config.json").read_bytes(), kind)
+        except (OSError, DocumentError) as error:
             raise ConfigError(f"{path} holds no experiment that can be resumed: {error}") from error
         if config is not None:
             changed = [name for name in config.__struct_fields__ if getattr(config, name) != getattr(stored, name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import msgspec
 
 from experiments.kernel.pair import Pair
 from launch import preflight, state
-from launch.cluster import Cluster, ClusterError
+from launch.cluster import Cluster
 from launch.config import ClusterConfig, ModelConfig, load_cluster
+from launch.keeper import ClusterError
+from launch.names import is_worker
 from launch.ports import NoFreePort
 from launch.process import ProcessError
 from shell_router.client import AsyncClient, ClientError
@@ -59,6 +62,14 @@ def running_target(url: str, worker_urls: Sequence[str]) -> Start:
         yield Target(url=url, flush=flush if worker_urls else None)
 
     return start
+
+
+def running_cluster(name: str) -> Start:
+    """The cluster `name`, which is up on this machine and stays up. Raises `ConfigError` when it is not."""
+    found = state.find(name)
+    if found is None or not found.running() or found.url is None:
+        raise ConfigError(f"cluster {name} is not up; `graft up` starts it, `graft status` shows what there is")
+    return running_target(found.url, [process.url for process in found.processes if is_worker(process.name)])
 
 
 def cluster_target(path: Path, trees: Sequence[str]) -> Start:
@@ -115,9 +126,10 @@ def check_tree(tree: str, served: Sequence[str], where: str) -> None:
 
 
 def check_machine(config: ClusterConfig) -> None:
-    """Raise `ConfigError` when this machine cannot run the cluster."""
+    """Raise `ConfigError` when this machine cannot run the cluster; what might not work is told on stderr."""
     try:
-        preflight.check(config)
+        for warning in preflight.check(config):
+            print(f"graft: warning: {warning}", file=sys.stderr)
     except preflight.PreflightError as error:
         raise ConfigError(str(error)) from error
 
@@ -135,7 +147,13 @@ def check_one_pair(config: ClusterConfig, path: Path) -> None:
 
 @contextlib.contextmanager
 def started(config: ClusterConfig, log_dir: Path) -> Iterator[Target]:
-    """The cluster, for as long as the context lasts. Raises `TargetError` when it does not come up or breaks."""
+    """The cluster, for as long as the context lasts. Raises `TargetError` when it does not come up or breaks.
+
+    It serves nobody else, so that answers may be given beforehand, as `replay_answers` does.
+    """
+    config = msgspec.structs.replace(
+        config, shell_router=msgspec.structs.replace(config.shell_router, allow_forced=True)
+    )
     try:
         with Cluster(config, log_dir, progress=True) as cluster:
 

@@ -17,9 +17,12 @@ import msgspec
 from experiments.kernel.command import EXIT_FAILED
 from experiments.lm_eval.harness import Api, Sample, evaluate, install, write_task
 from experiments.questions import CATALOG, Question, QuestionsConfig, QuestionSource, open_questions, select
+from launch import arguments as kinds
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
+from shell_router.documents import DocumentError, decode_document
 from shell_router.errors import GraftError
+from shell_router.options import RunOptions
 
 
 class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,26 +142,31 @@ def _format(comparison: Comparison) -> str:
 
 def _graft(text: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+        document = text.encode(errors="surrogateescape")
+        # What the router would refuse in each of the runs.
+        decode_document(document, RunOptions)
+        return msgspec.json.decode(document, type=dict[str, Any])
+    except DocumentError as error:
         raise ConfigError(f"--graft {text}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = kinds.Parser(
         prog="graft bench lm-eval",
         description="Let lm-evaluation-harness ask a tree, and compare its score with ours.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
-    parser.add_argument("--url", required=True, help="of the shell router")
-    parser.add_argument("--tree", required=True)
+    parser.add_argument("--url", type=kinds.url, required=True, help="base URL of the shell router")
+    parser.add_argument("--tree", type=kinds.words, required=True, help="which of its trees is asked")
     parser.add_argument("--api", action="append", choices=get_args(Api), help="endpoint; default: both")
     # The harness's task is that of GSM8K.
     sources = [name for name, entry in CATALOG.items() if entry.scorer == "number"]
-    parser.add_argument("--source", default="gsm8k_sample", choices=sources)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--count", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=256, help="most tokens of the root's answer (256)")
+    parser.add_argument("--source", default="gsm8k_sample", choices=sources, help="of the questions (gsm8k_sample)")
+    parser.add_argument("--start", type=kinds.index, default=0, help="first question (0)")
+    parser.add_argument("--count", type=kinds.count, default=4, help="how many (4)")
+    parser.add_argument("--max-tokens", type=kinds.count, default=256, help="most tokens of the root's answer (256)")
     parser.add_argument("--graft", default="{}", metavar="JSON", help="our own options, sent with each request")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds that one pass of the harness may take")
+    parser.add_argument(
+        "--timeout", type=kinds.seconds, default=1800.0, help="seconds that one pass of the harness may take"
+    )
     return parser

@@ -54,6 +54,7 @@ from experiments.load.fill import Fill
 from experiments.load.folder import LoadFolder
 from experiments.load.report import Report, make_report
 from experiments.load.show import format_report
+from launch import arguments as kinds
 from launch import shipped
 from launch.config import load_cluster
 from shell_router.client import AsyncClient
@@ -224,54 +225,66 @@ def _start(config: LoadConfig) -> Start:
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
+    parser = kinds.Parser(
         prog="graft bench load",
-        description=__doc__.splitlines()[0],
+        description="Load a running router, or a cluster started for it, with runs that arrive by a plan: open loop.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--cluster", type=shipped.cluster, help="what to start: a cluster JSON, or the name of a shipped one"
     )
-    where.add_argument("--url", help="base URL of a running shell router")
+    where.add_argument("--url", type=kinds.url, help="base URL of a running shell router")
     where.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a test, as it was begun")
     parser.add_argument(
         "--elsewhere", action="store_true", help="with --resume: on another machine, or with other software or code"
     )
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--rate", type=float, help="runs per second, Poisson")
+    when.add_argument("--rate", type=kinds.rate, help="runs per second, Poisson")
     when.add_argument("--trace", type=Path, help='file of JSON lines {"at": seconds, "tree": ..., "question": ...}')
     when.add_argument("--ramp", metavar="FROM:TO:STEP", help="runs per second; finds the knee of each setting")
     what = parser.add_argument_group("what")
-    what.add_argument("--tree", default="tree_3_1")
+    what.add_argument("--tree", type=kinds.words, default="tree_3_1", help="which is asked (default: tree_3_1)")
     what.add_argument(
         "--setting", action="append", metavar="NAME=JSON", help=f"the request's `graft`; default: {' '.join(SETTINGS)}"
     )
-    what.add_argument("--blocks", type=int, help="of each setting (default 3; in a ramp 1, at each rate)")
-    what.add_argument("--duration", type=float, help="measured seconds of a block (default 60; of a trace: all)")
+    what.add_argument("--blocks", type=kinds.count, help="of each setting (default 3; in a ramp 1, at each rate)")
+    what.add_argument(
+        "--duration", type=kinds.seconds, help="measured seconds of a block (default 60; of a trace: all)"
+    )
     what.add_argument("--warmup", type=float, default=10.0, help="seconds before these, in no number (default: 10)")
-    what.add_argument("--deadline", type=float, default=30.0, help="for goodput, seconds (default: 30)")
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--deadline", type=kinds.seconds, default=30.0, help="for goodput, seconds (default: 30)")
+    what.add_argument("--seed", type=kinds.index, default=0, help="of arrivals, questions and orders (default: 0)")
     bounds = parser.add_argument_group("bounds")
-    bounds.add_argument("--run-timeout", type=float, default=600.0, help="longest a run may take, seconds")
-    bounds.add_argument("--max-outstanding", type=int, default=512, help="runs at a time; beyond it none is sent")
-    bounds.add_argument("--max-lateness", type=float, default=0.05, help="of the generator, p99, seconds")
+    bounds.add_argument("--run-timeout", type=kinds.seconds, default=600.0, help="longest a run may take, seconds")
+    bounds.add_argument(
+        "--max-outstanding", type=kinds.count, default=512, help="runs at a time; beyond it none is sent"
+    )
+    bounds.add_argument("--max-lateness", type=kinds.seconds, default=0.05, help="of the generator, p99, seconds")
     ramp = parser.add_argument_group("ramp")
-    ramp.add_argument("--hold-goodput", type=float, default=0.9, help="smallest share (default: 0.9)")
-    ramp.add_argument("--hold-p99", type=float, default=5.0, help="largest p99, times that at FROM (default: 5)")
-    ramp.add_argument("--refine", type=int, default=3, help="bisections at the end (default: 3)")
+    ramp.add_argument("--hold-goodput", type=kinds.share, default=0.9, help="smallest share (default: 0.9)")
+    ramp.add_argument("--hold-p99", type=kinds.rate, default=5.0, help="largest p99, times that at FROM (default: 5)")
+    ramp.add_argument("--refine", type=kinds.index, default=3, help="bisections at the end (default: 3)")
     fill = parser.add_argument_group("memory pressure")
-    fill.add_argument("--fill", type=float, metavar="SHARE", help="of the KV pool that foreign requests occupy")
-    fill.add_argument("--fill-prompt", type=int, default=2048, help="tokens of each")
-    fill.add_argument("--fill-answer", type=int, default=256)
-    fill.add_argument("--token-range", type=int, nargs=2, default=(1000, 40000), help="of their random token ids")
+    fill.add_argument("--fill", type=kinds.share, metavar="SHARE", help="of the KV pool that foreign requests occupy")
+    fill.add_argument("--fill-prompt", type=kinds.count, default=2048, help="tokens of each")
+    fill.add_argument("--fill-answer", type=kinds.count, default=256, help="tokens of each answer")
+    fill.add_argument(
+        "--token-range",
+        type=kinds.index,
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        default=(1000, 40000),
+        help="of their random token ids",
+    )
     running = parser.add_argument_group("with --url")
-    running.add_argument("--worker-url", action="append", default=[], help="worker to flush before each block; repeat")
-    running.add_argument("--engine-url", help="for --fill: the sglang-router")
-    running.add_argument("--prefill-url", help="for --fill: the prefill worker behind it")
-    running.add_argument("--decode-url", help="for --fill: the decode worker behind it")
+    running.add_argument(
+        "--worker-url", type=kinds.url, action="append", default=[], help="worker to flush before each block; repeat"
+    )
+    running.add_argument("--engine-url", type=kinds.url, help="for --fill: the sglang-router")
+    running.add_argument("--prefill-url", type=kinds.url, help="for --fill: the prefill worker behind it")
+    running.add_argument("--decode-url", type=kinds.url, help="for --fill: the decode worker behind it")
     out = parser.add_argument_group("results")
-    out.add_argument("--name", help="name of the folder (default: the tree and the UTC time)")
-    out.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    out.add_argument("--name", type=kinds.words, help="name of the folder (default: the tree and the UTC time)")
+    out.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where folders go (default: runs)")
     return parser

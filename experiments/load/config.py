@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from experiments.kernel.pair import Pair
 from shell_router.config import ConfigError, Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from shell_router.documents import DocumentError, decode_document
 from shell_router.options import RunOptions
 
 Share = Annotated[float, Meta(gt=0, le=1)]
@@ -62,6 +63,10 @@ class FillParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     answer: PositiveInt = 256
     token_range: tuple[int, int] = (1000, 40000)
     """Of the random token ids of the prompts."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.token_range[0] < self.token_range[1]:
+            raise ValueError("`token_range` must be two ids, the smaller one first")
 
     def requests(self, pool: int) -> int:
         """How many at a time fill a pool of `pool` tokens: the same in every block, so that settings are comparable.
@@ -128,11 +133,11 @@ def parse_setting(text: str) -> Setting:
     if not equals:
         raise ConfigError(f"--setting {text}: must be NAME=JSON")
     try:
-        graft = msgspec.json.decode(document, type=dict[str, Any])
         # What the router would refuse in each of the runs.
-        msgspec.convert(graft, RunOptions)
+        decode_document(document.encode(errors="surrogateescape"), RunOptions)
+        graft = msgspec.json.decode(document, type=dict[str, Any])
         return msgspec.convert({"name": name, "graft": {"slots": "fixed", **graft}}, Setting)
-    except msgspec.DecodeError as error:
+    except (DocumentError, msgspec.ValidationError) as error:
         raise ConfigError(f"--setting {text}: {error}") from error
 
 
@@ -158,8 +163,8 @@ def load_trace(path: Path) -> tuple[TraceLine, ...]:
     for number, row in enumerate(rows, 1):
         if row.strip():
             try:
-                lines.append(msgspec.json.decode(row, type=TraceLine))
-            except msgspec.DecodeError as error:
+                lines.append(decode_document(row, TraceLine))
+            except DocumentError as error:
                 raise ConfigError(f"{path}, line {number}: {error}") from error
     if not lines:
         raise ConfigError(f"{path}: there is no arrival in it")

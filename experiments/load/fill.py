@@ -115,7 +115,7 @@ class Fill:
                     decoding.set_exception(error)
                     return
                 self._failed += 1
-                self._errors[error.message] = None
+                self._errors[str(error)] = None
                 await asyncio.sleep(PAUSE_S)
             answer = self._parameters.answer
 

@@ -1,7 +1,9 @@
 """`graft bench overlap`: blocking, resend and incremental prefill against each other, on one pair of workers.
 
 What is measured is the router's own code, in this process: its sessions, and whole runs of its plan. Modes (`--modes`):
-blocking sends a prompt when it is whole; resend and incremental are the transports of what is appended before that.
+blocking sends a prompt when it is whole; resend and incremental are the transports of what is appended before that,
+one whenever none is under way; on_prefill is incremental without decode's own pass over what little is left; paying is
+incremental with appends that are worth what they cost, in runs.
 
 Parts (`--part`):
 
@@ -11,6 +13,7 @@ Parts (`--part`):
     spliced       the same for each of several lengths of what is spliced (`--sizes`); prompts and head are short
     chain         two agents, the second reads the first
     traffic       first tokens of plain requests beside a pool full of sessions (see `traffic.py`)
+    fan_out       siblings asked for at once: their first tokens, and what these wait for (see `fan_out.py`)
 
 `--concurrency N` of second_layer, spliced and chain makes N runs at once. `DEFINITIONS` says what each number is and
 which are derived; they are in the result too.
@@ -30,10 +33,11 @@ import argparse
 import asyncio
 import datetime
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import msgspec
 
@@ -41,15 +45,17 @@ from experiments.kernel.command import EXIT_FAILED
 from experiments.kernel.engine import PairClient, TokenSource, open_pair
 from experiments.kernel.environment import describe_environment
 from experiments.kernel.folder import Lines, write_document
+from experiments.kernel.measured import SMALL_TOKENS, StartPair, add_pair_arguments, check_pair_arguments, pair_of
 from experiments.kernel.pair import Pair
 from experiments.kernel.statistics import FEW
 from experiments.kernel.target import TargetError
-from experiments.overlap import layer, show, stats, traffic, ttft
+from experiments.overlap import fan_out, layer, show, stats, traffic, ttft
 from experiments.overlap.loads import Load, LoadParameters
-from experiments.overlap.stats import MODES, Goal, Sample
-from experiments.overlap.target import StartPair, cluster_pair, running_pair
-from launch import shipped
+from experiments.overlap.stats import MODES, RUN_MODES, Goal, Sample
+from launch import arguments as kinds
 from launch.progress import Progress
+from shell_router.config import Via
+from shell_router.core.plan import ChunkPolicy
 
 LOADS: tuple[Load, ...] = ("idle", "busy_decode", "pressure")
 LAYER_PARTS = ("second_layer", "spliced", "chain")
@@ -69,14 +75,19 @@ DEFINITIONS = {
     "append less those computed again after it; of resend, `cached_tokens` of the committed request. second_layer, "
     "spliced, chain: those of appends that were answered before the last precursor ended",
     "bytes_before_commit, bytes_after_commit": "KV moved from prefill to decode worker for the successor's prompt, on "
-    "one rank. Of incremental the prefill worker's page counters times the bytes of a page, of the other modes "
-    "SGLang's metric sglang:kv_transfer_total_mb. Null where the metric is not there or did not follow in time, and "
-    "where a request of the load was sent meanwhile. second_layer, spliced, chain: less the precursors' own prompts; "
+    "one rank. Of incremental and paying the prefill worker's page counters times the bytes of a page, of the "
+    "others SGLang's metric sglang:kv_transfer_total_mb. Null where the metric is not there or did not follow in time, "
+    "and where a request of the load was sent meanwhile. second_layer, spliced, chain: less the precursors' prompts; "
     "of resend, what follows the commit is derived (the pages that no probe covered) and the rest went before; of "
     "several runs at once the mean",
     "recomputed_tokens": "of incremental the prefill worker's counter. Of resend derived: tokens of the former request "
     "that `cached_tokens` did not cover; SGLang reports the larger hit of prefill and decode worker, so it is a lower "
     "bound. Blocking sends everything once: 0",
+    "steps_s": "second_layer, spliced, chain: what ttft_s is made of; fan_out: the same from when all were asked for. "
+    "Each step by what ends it: committed (the plan decided), sent (an append in flight was answered), received (the "
+    "request came to the prefill worker), placed (both workers knew where its KV goes), begun and prefilled (its "
+    "forward passes), moved (the decode worker saw that it has all KV), admitted (it was in its batch), told (it sent "
+    "the first token), read (the router had it). By the workers' own clocks; a step that nobody told of is in the next",
     "failed": "a sample whose request failed, and one of incremental that fell back to plain requests",
     "spread": "median, smallest, largest and number of the values",
     "ratio": "one mode / another of the same repetition (of runs at once: geometric mean of theirs). Geometric mean "
@@ -107,6 +118,8 @@ class Setup:
         self.tokens = TokenSource(*arguments.token_range)
         self._start = start
         self._samples = samples
+        within = arguments.within
+        self._until = None if within is None else time.monotonic() + within
 
     def progress(self, steps: int) -> Progress:
         """Of a part that takes `steps` samples in each repetition."""
@@ -124,7 +137,9 @@ class Setup:
 
         Raises `TargetError` when sessions are wanted and the prefill worker has none.
         """
-        wanted = "incremental" in self.arguments.modes or self.arguments.part == "traffic"
+        part = self.arguments.part
+        sessions = {*stats.SESSIONS, "paying"} & set(self.arguments.modes)
+        wanted = part == "traffic" or (sessions and part != "fan_out")
 
         async def run(pair: Pair) -> tuple[list[S], PairClient]:
             found: list[S] = []
@@ -139,6 +154,8 @@ class Setup:
                         self._samples.add(sample)
                         progress.end(describe(sample))
                         found.append(sample)
+                        if self._until is not None and time.monotonic() > self._until:
+                            break
             return found, client
 
         with self._start(small) as pair:
@@ -190,6 +207,7 @@ def run_layer(setup: Setup) -> Outcome:
         input_range=tuple(arguments.input_range),
         answer=arguments.answer,
         concurrency=arguments.concurrency,
+        chunks=ChunkPolicy(min_tokens=arguments.min_append),
         modes=tuple(arguments.modes),
         repetitions=arguments.repetitions,
         seed=arguments.seed,
@@ -203,8 +221,16 @@ def run_layer(setup: Setup) -> Outcome:
         samples, _ = setup.take(
             progress, lambda client: layer.LayerBench(client, setup.tokens, parameters).run(cases), show.describe
         )
-    outcome = _outcome(arguments, samples, layer.VALUES, layer.COMPARED, parameters, [])
-    return msgspec.structs.replace(outcome, numbers={"cases": cases, **outcome.numbers})
+    # A hop's budget is that of an idle pair: other runs' work is in no step of this one's.
+    goals = layer.goals(samples) if arguments.concurrency == 1 else []
+    outcome = _outcome(arguments, samples, layer.VALUES, layer.COMPARED, parameters, goals)
+    steps = layer.steps(samples)
+    rows = {f"{case}, {mode}": each for case, modes in steps.items() for mode, each in modes.items()}
+    return msgspec.structs.replace(
+        outcome,
+        numbers={"cases": cases, "steps_s": steps, **outcome.numbers},
+        tables=(*outcome.tables, show.format_steps(rows)),
+    )
 
 
 def run_traffic(setup: Setup) -> Outcome:
@@ -212,20 +238,54 @@ def run_traffic(setup: Setup) -> Outcome:
     parameters = traffic.TrafficParameters(
         requests=arguments.requests,
         at_once=arguments.at_once,
+        load=arguments.load,
         session=arguments.session_tokens,
         fill=arguments.fill,
+        writers=arguments.writers,
+        append=arguments.append,
         repetitions=arguments.repetitions,
         seed=arguments.seed,
     )
+    benches: list[traffic.TrafficBench] = []
+
+    def run(client: PairClient) -> AsyncGenerator[traffic.TrafficSample]:
+        benches.append(traffic.TrafficBench(client, setup.tokens, parameters))
+        return benches[-1].run()
+
     with setup.progress(2) as progress:
-        samples, client = setup.take(
-            progress, lambda client: traffic.TrafficBench(client, setup.tokens, parameters).run(), traffic.describe
-        )
+        samples, client = setup.take(progress, run, traffic.describe)
+    capacity = benches[-1].capacity
     return Outcome(
-        numbers={**traffic.result(samples), "pool_tokens": client.pool_tokens},
+        numbers={**traffic.result(samples), "pool_tokens": client.pool_tokens, "requests_per_second": capacity},
         parameters=parameters,
         goals=traffic.goals(samples),
         failed=sum(sample.failed for sample in samples),
+        repetitions={"samples": samples},
+    )
+
+
+def run_fan_out(setup: Setup) -> Outcome:
+    """Siblings at once, in each way that requests may go."""
+    arguments = setup.arguments
+    parameters = fan_out.FanOutParameters(
+        siblings=tuple(arguments.siblings),
+        prompt=arguments.sibling_prompt,
+        head=arguments.sibling_head,
+        answer=arguments.sibling_answer,
+        ways=tuple(arguments.ways),
+        repetitions=arguments.repetitions,
+        seed=arguments.seed,
+    )
+    with setup.progress(len(parameters.siblings) * len(parameters.ways)) as progress:
+        samples, _ = setup.take(
+            progress, lambda client: fan_out.FanOutBench(client, setup.tokens, parameters).run(), fan_out.describe
+        )
+    return Outcome(
+        numbers={"ways": fan_out.result(samples)},
+        parameters=parameters,
+        goals=fan_out.goals(samples),
+        failed=sum(sample.error is not None for sample in samples),
+        tables=fan_out.tables(samples),
         repetitions={"samples": samples},
     )
 
@@ -235,6 +295,7 @@ PARTS: dict[str, Callable[[Setup], Outcome]] = {
     "scaling": run_written,
     **dict.fromkeys(LAYER_PARTS, run_layer),
     "traffic": run_traffic,
+    "fan_out": run_fan_out,
 }
 
 
@@ -247,12 +308,7 @@ def measure(arguments: argparse.Namespace) -> int:
     """Measure the part that `arguments` (of `parse`) name, and tell; answers 0, or 1 when a sample failed."""
     now = datetime.datetime.now(datetime.UTC)
     folder: Path = arguments.runs_dir / f"overlap-{arguments.part}-{now:%Y%m%dT%H%M%SZ}"
-    running = arguments.router_url is not None
-    if running:
-        pair = Pair(router=arguments.router_url, prefill=arguments.prefill_url, decode=arguments.decode_url)
-        start = running_pair(pair)
-    else:
-        start = cluster_pair(arguments.cluster, folder, arguments.pressure_tokens)
+    start = pair_of(arguments, folder, arguments.pressure_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     samples = folder / "samples.jsonl"
     # What is measured is the code as it is now, not as it may be edited meanwhile.
@@ -272,7 +328,7 @@ def measure(arguments: argparse.Namespace) -> int:
         "goals": outcome.goals,
         "failed": outcome.failed,
         "parameters": outcome.parameters,
-        "cluster": None if running else arguments.cluster.name,
+        "cluster": None if arguments.router_url else arguments.cluster.name,
         "samples": str(samples),
         "environment": environment,
     }
@@ -304,7 +360,7 @@ def _outcome(
     blocks: list[str] = []
     for case, failed in failures.items():
         # Always in this order, whichever mode came first.
-        blocks.append(show.format_results(case, {mode: failed[mode] for mode in MODES if mode in failed}, tables))
+        blocks.append(show.format_results(case, {mode: failed[mode] for mode in RUN_MODES if mode in failed}, tables))
         if case in ratios:
             blocks.append(show.format_ratios(case, ratios[case]))
     return Outcome(
@@ -326,11 +382,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Ends the process, as argparse does, when it is wrong."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    urls = (arguments.router_url, arguments.prefill_url, arguments.decode_url)
-    if any(urls) and not all(urls):
-        parser.error("--router-url, --prefill-url and --decode-url go together")
+    check_pair_arguments(parser, arguments)
+    if "on_prefill" in arguments.modes and arguments.part not in ("ttft", "scaling"):
+        parser.error("--modes: on_prefill is of the parts ttft, scaling")
+    if "paying" in arguments.modes and arguments.part not in LAYER_PARTS:
+        parser.error(f"--modes: paying is of the parts {', '.join(LAYER_PARTS)}")
     if arguments.prompt <= arguments.tail:
         parser.error("--prompt must be longer than --tail")
+    if arguments.sibling_prompt <= arguments.sibling_head:
+        parser.error("--sibling-prompt must be longer than --sibling-head")
     if arguments.input_range is None:
         arguments.input_range = (SHORT_INPUT, SHORT_INPUT) if arguments.part == "spliced" else (1, 2048)
     lowest, highest = arguments.input_range
@@ -338,74 +398,76 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--input-range must be two lengths, the smaller one first, and no less than 1")
     if arguments.part == "spliced" and min(arguments.sizes) < arguments.precursors:
         parser.error("--sizes must leave a token to each of --precursors")
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {arguments.out.parent}")
     return arguments
 
 
-def _sizes(text: str) -> list[int]:
-    """Comma-separated numbers of tokens, each once."""
-    sizes = [int(part) for part in text.split(",")]
-    if len(set(sizes)) < len(sizes) or min(sizes) < 1:
-        raise argparse.ArgumentTypeError("tokens, separated by commas, each once")
-    return sizes
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="graft bench overlap", description="Compare blocking, resend and incremental prefill."
-    )
-    parser.add_argument("--part", choices=tuple(PARTS), default="ttft")
-    where = parser.add_argument_group("where")
+    parser = kinds.Parser(prog="graft bench overlap", description="Compare blocking, resend and incremental prefill.")
+    parser.add_argument("--part", choices=tuple(PARTS), default="ttft", help="what is measured (default: ttft)")
+    where = add_pair_arguments(parser)
     where.add_argument(
-        "--cluster",
-        type=shipped.cluster,
-        default="cpu_smollm2",
-        metavar="CLUSTER",
-        help="what to start: a cluster JSON, or the name of a shipped one (default: %(default)s)",
+        "--pressure-tokens", type=kinds.count, default=SMALL_TOKENS, help="KV pools under the load pressure"
     )
-    where.add_argument("--pressure-tokens", type=int, default=3200, help="KV pools under the load pressure")
-    where.add_argument("--router-url", help="use a running sglang-router in place of starting a cluster")
-    where.add_argument("--prefill-url", help="with --router-url: its prefill worker")
-    where.add_argument("--decode-url", help="with --router-url: its decode worker")
-    where.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    where.add_argument("--out", type=Path, metavar="FILE", help="where the summary goes, with all repetitions' values")
-    where.add_argument("--timeout", type=float, default=600.0, help="longest a request may take, seconds")
+    where.add_argument(
+        "--within", type=kinds.seconds, metavar="S", help="end with the sample that ends after so many seconds"
+    )
     what = parser.add_argument_group("what")
-    what.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    what.add_argument("--repetitions", type=_count, default=5, help="after one warm-up")
+    what.add_argument(
+        "--modes",
+        nargs="+",
+        choices=RUN_MODES,
+        default=list(MODES),
+        help="which are compared (default: blocking, resend, incremental)",
+    )
+    what.add_argument("--repetitions", type=kinds.count, default=5, help="after one warm-up")
     what.add_argument("--seed", type=int, default=0, help="of lengths and orders; tokens are always new")
-    what.add_argument("--token-range", type=int, nargs=2, default=(1000, 40000), help="of random token ids")
     prompts = parser.add_argument_group("ttft and scaling, tokens")
-    prompts.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
-    prompts.add_argument("--prompt", type=int, default=1024)
-    prompts.add_argument("--long-prompt", type=int, default=4096, help="of scaling")
-    prompts.add_argument("--chunk", type=int, default=64, help="of one append")
-    prompts.add_argument("--tail", type=int, default=32, help="what comes with the commit")
-    prompts.add_argument("--busy-requests", type=int, default=4)
-    prompts.add_argument("--busy-tokens", type=int, default=1500, help="answer of each busy request")
+    prompts.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS), help="of ttft (default: all)")
+    prompts.add_argument("--prompt", type=kinds.count, default=1024, help="whole length")
+    prompts.add_argument("--long-prompt", type=kinds.count, default=4096, help="of scaling")
+    prompts.add_argument("--chunk", type=kinds.count, default=64, help="of one append")
+    prompts.add_argument("--tail", type=kinds.count, default=32, help="what comes with the commit")
+    prompts.add_argument("--busy-requests", type=kinds.count, default=4, help="of the load busy_decode")
+    prompts.add_argument("--busy-tokens", type=kinds.count, default=1500, help="answer of each busy request")
     layers = parser.add_argument_group(f"{', '.join(LAYER_PARTS)}, tokens")
-    layers.add_argument("--precursors", type=_count, default=3, help="of second_layer and spliced")
-    layers.add_argument("--concurrency", type=_count, default=1, help="layers that run at once")
+    layers.add_argument("--precursors", type=kinds.count, default=3, help="of second_layer and spliced")
+    layers.add_argument("--concurrency", type=kinds.count, default=1, help="layers that run at once")
     layers.add_argument(
         "--input-range",
         type=int,
         nargs=2,
         help=f"prompts and head, uniform (default: 1 2048; of spliced {SHORT_INPUT} {SHORT_INPUT})",
     )
-    layers.add_argument("--precursor-answer", type=_count, default=64, help="of second_layer and chain")
-    layers.add_argument("--sizes", type=_sizes, default=[256, 1024], help="of spliced: all answers together (256,1024)")
-    layers.add_argument("--answer", type=_count, default=16, help="of the successor")
+    layers.add_argument("--precursor-answer", type=kinds.count, default=64, help="of second_layer and chain")
+    layers.add_argument(
+        "--sizes",
+        type=kinds.several(kinds.count, "tokens"),
+        default=[256, 1024],
+        help="of spliced: all answers together (256,1024)",
+    )
+    layers.add_argument("--min-append", type=kinds.count, default=1, help="fewest tokens of an append (a page)")
+    layers.add_argument("--answer", type=kinds.count, default=16, help="of the successor")
+    fan = parser.add_argument_group("fan_out, tokens")
+    fan.add_argument(
+        "--siblings",
+        type=kinds.several(kinds.count, "tokens"),
+        default=[1, 3, 9, 27],
+        help="how many at once (1,3,9,27)",
+    )
+    fan.add_argument("--sibling-prompt", type=kinds.count, default=88, help="of each sibling")
+    fan.add_argument("--sibling-head", type=kinds.index, default=64, help="of it, what all have in common")
+    fan.add_argument("--sibling-answer", type=kinds.count, default=48, help="of each sibling")
+    fan.add_argument(
+        "--ways", nargs="+", choices=get_args(Via), default=["direct"], help="how requests go (default: direct)"
+    )
     plain = parser.add_argument_group("traffic")
-    plain.add_argument("--requests", type=int, default=50, help="plain requests in each half of a repetition")
-    plain.add_argument("--at-once", type=int, default=2)
-    plain.add_argument("--session-tokens", type=int, default=512)
-    plain.add_argument("--fill", type=float, default=0.9, help="share of the pool that sessions come to")
+    plain.add_argument("--requests", type=kinds.count, default=50, help="plain requests in each half of a repetition")
+    plain.add_argument("--at-once", type=kinds.count, default=2, help="plain requests at a time")
+    plain.add_argument(
+        "--load", type=kinds.share, help="share of the capacity, which is measured, at which they arrive"
+    )
+    plain.add_argument("--writers", type=kinds.index, default=0, help="sessions that are written meanwhile")
+    plain.add_argument("--append", type=kinds.count, default=64, help="tokens of each of their appends")
+    plain.add_argument("--session-tokens", type=kinds.count, default=512, help="of each session")
+    plain.add_argument("--fill", type=kinds.share, default=0.9, help="share of the pool that sessions come to")
     return parser

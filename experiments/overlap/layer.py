@@ -11,22 +11,28 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import msgspec
 
 from experiments.kernel.engine import MODEL, PairClient, TokenSource
+from experiments.kernel.statistics import Spread, spread
 from experiments.overlap import stats
 from experiments.overlap.counters import Snapshot, moved, snapshot
-from experiments.overlap.stats import Mode, Sample
+from experiments.overlap.stats import Goal, Mode, Sample, goal
 from shell_router.assess.base import AssessError
 from shell_router.config import ConfigError
+from shell_router.core.apart import Piece
 from shell_router.core.early_exit import BallotKind
-from shell_router.core.prompt import Message
+from shell_router.core.marks import ANSWER_MARK, ANSWERS_MARK
+from shell_router.core.messages import Message
+from shell_router.core.passing import AddedToken
+from shell_router.core.plan import ChunkPolicy
+from shell_router.core.prompt import Before
 from shell_router.core.retokenize import Pieces, Vocabulary
+from shell_router.core.routing import Evidence
 from shell_router.core.tree import (
-    ANSWER_MARK,
-    ANSWERS_MARK,
     AgentConfig,
     FailurePolicy,
     TemplateConfig,
@@ -35,6 +41,7 @@ from shell_router.core.tree import (
     build_tree,
 )
 from shell_router.errors import RouterError
+from shell_router.milestones import Part, steps_of
 from shell_router.options import ForcedAnswer, RunOptions
 from shell_router.prepare import Preparer, RunRequest
 from shell_router.record import RunRecord
@@ -54,6 +61,9 @@ VALUES = (
     "prompt_tokens",
 )
 """What a sample tells."""
+WORK: tuple[Part, ...] = ("prefilled", "moved", "told")
+"""Of a hop's steps, what has to be done."""
+HOP_BOUND = 1.5
 COMPARED = ("ttft_s", "layer_s", "total_s", "run_ttft_s", "bytes_after_commit")
 """What modes are compared by."""
 
@@ -66,6 +76,8 @@ class LayerParameters(msgspec.Struct, frozen=True, kw_only=True):
     answer: int = 16
     concurrency: int = 1
     """Runs that go on at once, each with tokens of its own."""
+    chunks: ChunkPolicy = ChunkPolicy()
+    """When the successor's appends are sent."""
     modes: tuple[Mode, ...]
     repetitions: int = 5
     warmups: int = 1
@@ -146,6 +158,7 @@ class LayerBench:
             tokenizers={MODEL: _Characters()},
             capabilities={MODEL: SGLANG},
             compares=False,
+            allow_forced=True,
         )
         service = Service(
             preparer=preparer,
@@ -156,6 +169,7 @@ class LayerBench:
         options = RunOptions(
             mode="blocking" if mode == "blocking" else "spliced",
             transport=stats.transport_of(mode),
+            chunks=stats.chunks_of(mode, self._parameters.chunks),
             forced={agent: ForcedAnswer(ids=tuple(self._tokens(length)), text="") for agent, length in answers.items()},
         )
         try:
@@ -176,7 +190,7 @@ class LayerBench:
             return None, None
         page_bytes = after.sessions.page_bytes
         roots = [run.root for run in runs]
-        if mode == "incremental":
+        if mode in ("incremental", "paying"):
             then, now = before.sessions.counters, after.sessions.counters
             early, late = now.early_pages - then.early_pages, now.commit_pages - then.commit_pages
             # Where there was no time for an append there was no session.
@@ -195,6 +209,31 @@ class LayerBench:
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self._client.status.page_size)
+
+
+def steps(samples: Sequence[Sample]) -> dict[str, dict[str, dict[Part, Spread]]]:
+    """By case and mode: what the way to the successor's first token is made of."""
+    groups: dict[str, dict[str, list[dict[Part, float]]]] = {}
+    for sample in stats.measured(samples):
+        groups.setdefault(sample.case, {}).setdefault(sample.mode, []).append(sample.steps_s)
+    return {
+        case: {mode: stats.spread_steps(each) for mode, each in sorted(modes.items())} for case, modes in groups.items()
+    }
+
+
+def goals(samples: Sequence[Sample]) -> list[Goal]:
+    """A hop of an idle pair against what of it is work. Of prompts sent at once, and of those over sessions."""
+    found = []
+    for mode in ("blocking", "incremental"):
+        ratios = [
+            sample.ttft_s / work
+            for sample in stats.measured(samples)
+            if sample.mode == mode and sample.ttft_s and (work := sum(sample.steps_s.get(part, 0.0) for part in WORK))
+        ]
+        hop = spread(ratios)
+        value = None if hop is None else hop.median
+        found.append(goal(f"{mode}: a hop against its forward pass, transfer and step", value, HOP_BOUND))
+    return found
 
 
 def layer_tree(head: Sequence[int], inputs: Mapping[str, Sequence[int]]) -> Tree:
@@ -232,6 +271,7 @@ def _sample(named: Sample, number: int, record: RunRecord | RouterError) -> Samp
         prompt_tokens=root.prompt_tokens,
         append_s=tuple(chunk.answered_s - chunk.sent_s for chunk in root.chunks if chunk.answered_s is not None),
         ttft_s=root.exposed_prefill_s,
+        steps_s={step.part: step.end - step.start for step in steps_of(root)},
         hidden_prefill_s=root.hidden_prefill_s,
         hidden_prefill_fraction=root.hidden_prefill_tokens / root.prompt_tokens,
         run_ttft_s=record.ttft_s,
@@ -250,9 +290,23 @@ class _Characters:
 
     fingerprint = "characters"
     vocabulary = Vocabulary((), ())
+    added: Mapping[int, AddedToken] = {}
+    chat_template = ""
+    vocabulary_size = sys.maxunicode + 1
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    most_characters = None
+
+    def render(self, messages: Sequence[Message], arguments: Mapping[str, object]) -> str:
         return "".join(message.content for message in messages)
+
+    def chat(self, messages: Sequence[Message], arguments: Mapping[str, object]) -> Sequence[Piece]:
+        return [self.render(messages, arguments)]
+
+    def encode_after(self, text: str, before: Before) -> Sequence[int]:
+        return self.encode(text, special=False)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         return list(map(ord, text))
@@ -260,6 +314,9 @@ class _Characters:
     def pieces(self, text: str) -> Pieces:
         places = range(len(text))
         return Pieces(list(map(ord, text)), [(at, at + 1) for at in places], places, list(text))
+
+    def text_of(self, ids: Sequence[int], *, special: bool) -> str:
+        return "".join(map(chr, ids))
 
 
 class _NothingCompared:
@@ -270,6 +327,9 @@ class _NothingCompared:
     def end(self, run: str, agent: str) -> None: ...
 
     async def similarities(self, run: str, agents: Sequence[str]) -> list[float]:
+        raise AssessError("nothing is compared")
+
+    async def evidence(self, tree: str, question: str) -> Mapping[str, Evidence]:
         raise AssessError("nothing is compared")
 
     async def ballots(self, answers: Sequence[str], kind: BallotKind) -> list[int | None]:

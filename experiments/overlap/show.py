@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from experiments.kernel.statistics import Spread
 from experiments.kernel.tables import NONE, align
 from experiments.overlap.stats import Against, Goal, Sample, Table
+from shell_router.milestones import PARTS, Part
 
 
 def describe(sample: Sample) -> str:
@@ -35,6 +36,15 @@ def format_ratios(case: str, compared: Mapping[str, Mapping[str, Against]]) -> s
     for name in names:
         lines.append([name, *(_ratio(entry.get(name)) for entry in compared.values())])
     return align(lines)
+
+
+def format_steps(rows: Mapping[str, Mapping[Part, Spread]]) -> str:
+    """A row for each way to a first token, a column for each of its steps: medians in milliseconds, and their sum."""
+    lines = [["ms until", *PARTS, "sum"]]
+    for name, steps in rows.items():
+        cells = [NONE if (found := steps.get(part)) is None else f"{found.median * 1000:.1f}" for part in PARTS]
+        lines.append([name, *cells, f"{sum(each.median for each in steps.values()) * 1000:.1f}"])
+    return align(lines, numbers=True)
 
 
 def format_goals(goals: Sequence[Goal]) -> str:

@@ -6,21 +6,32 @@ Warm-up samples are in no number; failed ones are counted and are in no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
 
 from experiments.kernel.statistics import Estimate, Spread, geometric_mean, spread
+from shell_router.core.plan import ChunkPolicy
+from shell_router.milestones import PARTS, Part
 from shell_router.record import Transport
 
-Mode = Literal["blocking", "resend", "incremental"]
-"""blocking: nothing is sent before the commit. resend, incremental: the transport of the appends."""
-MODES: tuple[Mode, ...] = get_args(Mode)
+Mode = Literal["blocking", "resend", "incremental", "on_prefill", "paying"]
+"""blocking: nothing is sent before the commit. resend, incremental: the transport of the appends, one whenever none
+is under way. on_prefill: incremental, and what is left at the commit is the prefill worker's, however little; of
+prompts only. paying: incremental, and an append is sent only when it is worth what it costs; of runs only."""
+RUN_MODES: tuple[Mode, ...] = get_args(Mode)
+SESSIONS: tuple[Mode, ...] = ("incremental", "on_prefill")
+"""Over sessions, written from outside."""
+MODES = RUN_MODES[:3]
+"""Where appends are not a plan's own."""
 BASES: tuple[tuple[Mode, Mode], ...] = (
     ("resend", "blocking"),
     ("incremental", "blocking"),
     ("incremental", "resend"),
+    ("incremental", "on_prefill"),
+    ("paying", "blocking"),
+    ("paying", "incremental"),
 )
 """What is compared with what."""
 
@@ -31,6 +42,11 @@ Table = dict[str, dict[str, Spread | None]]
 def transport_of(mode: Mode) -> Transport:
     """How the router's own sessions send what `mode` appends."""
     return "resend" if mode == "resend" else "incremental"
+
+
+def chunks_of(mode: Mode, chunks: ChunkPolicy) -> ChunkPolicy:
+    """When a run of `mode` appends, in `chunks` of what size."""
+    return msgspec.structs.replace(chunks, policy="paying") if mode == "paying" else chunks
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +75,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Second layer: time appends were in flight before the last precursor ended."""
     run_ttft_s: float | None = None
     """Second layer: from the precursors' requests to the successor's first token."""
+    steps_s: dict[Part, float] = {}
+    """Second layer: what `ttft_s` is made of, by what ends each step."""
     layer_s: float | None = None
     """Second layer: from the last precursor's end to the end of the successor's answer."""
     total_s: float | None = None
@@ -96,6 +114,13 @@ def measured(samples: Iterable[Sample]) -> list[Sample]:
 def tables(samples: Sequence[Sample], values: Iterable[str]) -> dict[str, Table]:
     """Median and range of each of `values` (fields of `Sample`), and over all appends; where all failed, None."""
     return {name: _table(samples, name) for name in (*values, "append_s")}
+
+
+def spread_steps(samples: Iterable[Mapping[Part, float]]) -> dict[Part, Spread]:
+    """Of each step on the way to a first token, what is known of it."""
+    known = tuple(samples)
+    found = {part: spread(each.get(part) for each in known) for part in PARTS}
+    return {part: each for part, each in found.items() if each is not None}
 
 
 def failures(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:

@@ -109,14 +109,18 @@ class Bench:
                         try:
                             yield await self._measure(named, case, background)
                         except EngineError as error:
-                            yield msgspec.structs.replace(named, error=error.message)
+                            yield msgspec.structs.replace(named, error=str(error))
 
     async def _measure(self, named: Sample, case: Case, background: BusyDecode | None) -> Sample:
         if background is not None:
             await background.check()
         parameters, client, length = self._parameters, self._client, case.prompt
         name, session = client.session(
-            "overlap", transport=stats.transport_of(named.mode), answer=parameters.answer, max_prompt_tokens=length
+            "overlap",
+            transport=stats.transport_of(named.mode),
+            answer=parameters.answer,
+            max_prompt_tokens=length,
+            rest=named.mode != "on_prefill",
         )
         ids = self._tokens(length)
         sent = 0 if named.mode == "blocking" else length - parameters.tail
@@ -142,7 +146,7 @@ class Bench:
         requests = [finish for request, finish in client.engine.finished if request.startswith(name)]
         account = account_of(named.mode, name, Marks(before=before, early=early, ready=ready, after=after), requests)
         # Plain modes read the bytes of all requests: with another one in between they are not this prompt's.
-        alone = named.mode == "incremental" or background is None or background.begun == begun
+        alone = named.mode in stats.SESSIONS or background is None or background.begun == begun
         return msgspec.structs.replace(
             named,
             prompt_tokens=answer.finish.prompt_tokens,
@@ -157,7 +161,7 @@ class Bench:
 
 def account_of(mode: Mode, session: str, marks: Marks, requests: Sequence[Finish]) -> Account:
     """What the prompt of the session of this id cost. `requests` are its plain requests, the committed one last."""
-    if mode == "incremental":
+    if mode in stats.SESSIONS:
         return _of_session(session, marks)
     again = sent = 0
     for request in requests:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,23 +10,10 @@ from experiments.questions.question import Question
 from experiments.questions.sandbox import Execution, Limits, Result, Task, execute
 from experiments.questions.scores import Score
 from shell_router.errors import GraftError
+from shell_router.reading.program import function
 
-_BLOCK = re.compile(r"```[ \t]*(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _RELATIVE = 1e-7
 _FLOAT_ATOL = 1e-6
-
-
-def extract_code(text: str, entry_point: str) -> str | None:
-    """The last block of code that defines the function, else the text itself when it is code; None without either."""
-    for candidate in [*reversed(_BLOCK.findall(text)), text]:
-        try:
-            tree = ast.parse(candidate)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            continue
-        if any(isinstance(node, ast.FunctionDef) and node.name == entry_point for node in tree.body):
-            code: str = candidate
-            return code
-    return None
 
 
 def reference_outputs(question: Question) -> tuple[Any, ...]:
@@ -47,7 +32,7 @@ def reference_outputs(question: Question) -> tuple[Any, ...]:
 def score_code(question: Question, text: str, expected: Sequence[Any], limits: Limits) -> Score:
     """Whether the function gives the reference's outputs, base and plus, without an error and within the limits."""
     entry_point = question.meta["entry_point"]
-    code = extract_code(text, entry_point)
+    code = function(text, entry_point)
     if code is None:
         return Score(correct=False, extracted=None, detail=f"no code that defines {entry_point}")
     execution = execute(_task(question, question.meta["question"], code), limits)

@@ -10,6 +10,7 @@ from experiments.questions.catalog import CATALOG, Where
 from experiments.questions.confidential import shown
 from experiments.questions.question_set import load_questions, select
 from experiments.questions.rows import describe
+from launch import arguments as kinds
 from shell_router.config import ConfigError
 
 
@@ -24,13 +25,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="graft questions", description="See which benchmarks are there.")
+    parser = kinds.Parser(prog="graft questions", description="See which benchmarks are there, and some questions.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="what is here, and what would bring the rest")
-    show = commands.add_parser("show", help="prompts and right answers; of confidential benchmarks only the ids")
+    listed = "what is here, and what would bring the rest"
+    commands.add_parser("list", help=listed, description=f"Show {listed}.")
+    shown_of_them = "prompts and right answers; of confidential benchmarks only the ids"
+    show = commands.add_parser("show", help=shown_of_them, description=f"Show {shown_of_them}.")
     show.add_argument("name", choices=CATALOG, metavar="NAME", help=", ".join(CATALOG))
-    show.add_argument("--start", type=int, default=0, help="first question (0)")
-    show.add_argument("--count", type=int, default=2, help="how many (2)")
+    show.add_argument("--start", type=kinds.index, default=0, help="first question (0)")
+    show.add_argument("--count", type=kinds.count, default=2, help="how many (2)")
     show.add_argument("--source", choices=get_args(Where), default="auto", help="where it is read (auto)")
     show.add_argument("--language", default="en", help="of those that have several (en)")
     return parser

@@ -18,9 +18,12 @@ from experiments.questions.catalog import Scorer
 from experiments.questions.code import reference_outputs, score_code
 from experiments.questions.question import Question
 from experiments.questions.sandbox import Limits
-from experiments.questions.scores import Score, after_thinking, boxed, score_exact, score_letter, score_number
+from experiments.questions.scores import Score, score_exact, score_letter, score_number
 from experiments.questions.worker import Worker, WorkerError
 from shell_router.config import ConfigError
+from shell_router.core.thinking import split
+from shell_router.reading.announced import boxes
+from shell_router.reading.formula import formula
 
 _NEEDED: dict[Scorer, tuple[str, ...]] = {
     "math": ("math_verify",),
@@ -70,10 +73,12 @@ class ScorerPool:
 
     def score(self, question: Question, text: str) -> Score:
         """Whether `text` answers `question`. Raises `ConfigError` when the scorer's process cannot be started."""
-        text = after_thinking(text)
+        _, text, unfinished = split(text)
+        if unfinished:
+            return Score(correct=False, extracted=None, detail="it ends in the midst of thinking")
         match self._scorer:
             case "number":
-                return score_number(question, text)
+                return self._score_number(question, text)
             case "letter":
                 return score_letter(question, text)
             case "exact":
@@ -85,19 +90,26 @@ class ScorerPool:
             case "code":
                 return self._score_code(question, text)
 
+    def _score_number(self, question: Question, text: str) -> Score:
+        score = score_number(question, text)
+        # A formula (`\\sqrt{16}`): math-verify tells, where it is installed.
+        formula_alone = score.unverifiable and score.extracted is not None and "\\" in score.extracted
+        if not formula_alone or importlib.util.find_spec("math_verify") is None:
+            return score
+        return self._score_math(question, f"\\boxed{{{score.extracted}}}")
+
     def _score_math(self, question: Question, text: str) -> Score:
-        if (content := boxed(text)) is not None:
-            # What else the text holds is not the answer.
-            text = f"\\boxed{{{content}}}"
+        request = {"answer": formula(f"\\boxed{{{question.answer}}}"), "text": formula(text)}
+        contents = ", ".join(boxes(text)) or None
         try:
-            verdict = self._ask("math_worker", {"answer": question.answer, "text": text})
+            verdict = self._ask("math_worker", request)
         except WorkerError as error:
-            return Score(correct=False, extracted=content, detail=str(error))
+            return Score(correct=False, extracted=contents, detail=str(error))
         extracted = verdict["extracted"]
         if extracted is None:
             return Score(correct=False, extracted=None, detail="no answer that can be read")
         detail = "equal" if verdict["correct"] else "another value"
-        return Score(correct=verdict["correct"], extracted=content or extracted, detail=detail)
+        return Score(correct=verdict["correct"], extracted=contents or extracted, detail=detail)
 
     def _score_instructions(self, question: Question, text: str) -> Score:
         request = {

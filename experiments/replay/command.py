@@ -21,6 +21,7 @@ from experiments.replay.redecide import redecide
 from experiments.replay.report import Report, format_replays, format_settings, run_replay, setting
 from experiments.replay.settings import SWEPT, parse_settings
 from experiments.replay.source import Recorded, fetch, load
+from launch import arguments as kinds
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.core.early_exit import ExitOverride
 from shell_router.replay import replay
@@ -67,14 +68,14 @@ def _load(arguments: argparse.Namespace) -> tuple[Recorded, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = kinds.Parser(
         prog="graft replay",
         description="Let recorded runs decide again without an engine, also with other early-exit settings.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
     parser.add_argument("path", nargs="?", type=Path, metavar="RUN", help="folder of `graft run`, or a record (JSON)")
     parser.add_argument("--events", type=Path, help="event log of the record (default: beside it, ending in .jsonl)")
-    parser.add_argument("--url", help="ask the shell router at this base URL")
+    parser.add_argument("--url", type=kinds.url, help="ask the shell router at this base URL")
     parser.add_argument("--run", metavar="ID", help="with --url: which run")
     parser.add_argument(
         "--early-exit",

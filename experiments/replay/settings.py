@@ -10,6 +10,7 @@ import msgspec
 
 from shell_router.config import ConfigError
 from shell_router.core.early_exit import ExitOverride
+from shell_router.documents import DocumentError, decode_document
 
 SWEPT = ("tau", "gamma", "threshold")
 _MOST = 1000
@@ -40,8 +41,8 @@ def describe(override: ExitOverride) -> str:
 
 def _override(text: str) -> ExitOverride:
     try:
-        return msgspec.json.decode(text, type=ExitOverride)
-    except msgspec.DecodeError as error:
+        return decode_document(text.encode(errors="surrogateescape"), ExitOverride)
+    except DocumentError as error:
         raise SettingsError(f"--early-exit {text}: {error}") from error
 
 

@@ -12,6 +12,7 @@ import msgspec
 from shell_router.client import AsyncClient
 from shell_router.config import ConfigError
 from shell_router.core.events import Event
+from shell_router.documents import DocumentError, decode_document
 from shell_router.record import RunRecord
 
 T = TypeVar("T")
@@ -96,12 +97,12 @@ def _log(place: object, lines: Iterable[bytes]) -> tuple[Event, ...]:
     data = (line.strip().removeprefix(b"data:").strip() for line in lines)
     try:
         return tuple(_EVENTS.decode(line) for line in data if line and line != b"[DONE]")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SourceError(f"{place}: {error}") from error
 
 
 def _decode(place: object, document: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(document, type=kind)
-    except msgspec.DecodeError as error:
+        return decode_document(document, kind)
+    except DocumentError as error:
         raise SourceError(f"{place}: {error}") from error

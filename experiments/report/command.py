@@ -18,6 +18,7 @@ from experiments.report.content import make_document
 from experiments.report.document import picture_files, to_html, to_markdown
 from experiments.report.page import make_page
 from experiments.report.source import LOAD, SUMMARY, SourceError, load
+from launch.arguments import Parser
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +82,7 @@ def _check_out(out: Path, folders: list[Path]) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="graft report", description="Tables and pictures of finished experiments: Markdown, HTML and JSON."
     )
     parser.add_argument(

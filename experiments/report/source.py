@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from experiments.load.report import Report as LoadReport
 from experiments.settings.summary import Summary
 from shell_router.config import ConfigError
+from shell_router.documents import DocumentError, decode_document
 
 T = TypeVar("T")
 SUMMARY = "summary.json"
@@ -74,8 +73,8 @@ def _read(folder: Path) -> Summary | LoadReport:
 
 def _decode(path: Path, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return decode_document(path.read_bytes(), kind)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except DocumentError as error:
         raise SourceError(f"{path} is damaged, or was written by another version: {error}") from error

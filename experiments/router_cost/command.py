@@ -35,6 +35,7 @@ from experiments.router_cost.goals import goals
 from experiments.router_cost.pairs import measure_stand_in, on_cluster
 from experiments.router_cost.process import TREE
 from experiments.router_cost.stream import StreamCost, measure_stream
+from launch import arguments as kinds
 from launch import shipped
 
 
@@ -88,28 +89,22 @@ def _measure(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="graft bench router", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=_positive, default=40, help="runs of the tree in a repetition")
-    parser.add_argument("--at-once", type=_positive, default=4, help="runs at the same time")
-    parser.add_argument("--repetitions", type=_positive, default=5)
-    parser.add_argument("--pace", type=float, default=100.0, help="tokens/s of the stream whose latency is measured")
+    parser = kinds.Parser(prog="graft bench router", description="Measure what the shell router itself costs.")
+    parser.add_argument("--runs", type=kinds.count, default=40, help="runs of the tree in a repetition")
+    parser.add_argument("--at-once", type=kinds.count, default=4, help="runs at the same time")
+    parser.add_argument("--repetitions", type=kinds.count, default=5, help="of each measurement")
+    parser.add_argument(
+        "--pace", type=kinds.rate, default=100.0, help="tokens/s of the stream whose latency is measured"
+    )
     checks = parser.add_argument_group("checks for an early exit")
-    checks.add_argument("--exit-runs", type=_positive, default=5, help="runs with checks, and as many without")
-    checks.add_argument("--exit-pace", type=float, default=30.0, help="tokens/s of each stream")
+    checks.add_argument("--exit-runs", type=kinds.count, default=5, help="runs with checks, and as many without")
+    checks.add_argument("--exit-pace", type=kinds.rate, default=30.0, help="tokens/s of each stream")
     real = parser.add_argument_group("real workers")
     real.add_argument(
         "--cluster",
         type=shipped.cluster,
         help="what to start: a cluster JSON, or the name of a shipped one; without it nothing real is measured",
     )
-    real.add_argument("--real-runs", type=_positive, default=5, help="runs with checks, and as many without")
+    real.add_argument("--real-runs", type=kinds.count, default=5, help="runs with checks, and as many without")
     real.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the cluster's logs go (default: runs)")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

@@ -22,7 +22,7 @@ from experiments.kernel.statistics import (
 )
 from experiments.settings.config import ExperimentConfig, SettingConfig
 from experiments.settings.result import RunResult
-from shell_router.record import Mode, RunRecord
+from shell_router.record import DraftRecord, Mode, RunRecord
 
 
 class ModelAggregate(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,10 +33,24 @@ class ModelAggregate(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int
     """Stopped while they answered."""
     skipped: int
-    """Never asked."""
+    """Never asked, though they had been counted on: who is not chosen from a pool is none of these agents."""
     completion_tokens: int
     tokens_saved: int
     """That cancelled and skipped answers might have had, by their limits, and were not generated."""
+
+
+class LayerDrafts(msgspec.Struct, frozen=True, kw_only=True):
+    """How the answers of one layer were decoded, of those that had drafts, summed over the runs that succeeded."""
+
+    layer: int
+    agents: int
+    steps: int
+    drafted: int
+    accepted: int
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        return 1 + self.accepted / self.steps if self.steps else None
 
 
 class SettingAggregate(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +93,8 @@ class SettingAggregate(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: Spread | None
     tokens_saved: Spread | None
     models: tuple[ModelAggregate, ...]
+    drafts: tuple[LayerDrafts, ...]
+    """By layer; none where no answer had drafts."""
     correct: int
     """Runs that gave the right number."""
     accuracy: Estimate | None
@@ -125,6 +141,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     `statistics.questions_needed`. None when all questions tell the same."""
     equal_answers: int | None
     """Pairs in which the answers are equal, letter by letter; None where answers are withheld."""
+    equal_agents: tuple[int, int] | None
+    """Of the agents that answered in both runs of a pair, how many gave equal answers, token by token, and how many
+    there were. None without a pair of one tree, and where answers are withheld or were given beforehand."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +164,8 @@ class Aggregates(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: tuple[SettingAggregate, ...]
     comparisons: tuple[Comparison, ...]
-    """Each setting against the baseline; then those of other trees against the first setting of their own tree."""
+    """Each setting against the baseline; then those with drafts against the same without; then those of other trees
+    against the first setting of their own tree. None twice."""
 
 
 def exposed_prefill_s(record: RunRecord) -> float | None:
@@ -174,13 +194,17 @@ def hidden_prefill_tokens(record: RunRecord) -> int:
 def aggregate(config: ExperimentConfig, results: Sequence[RunResult]) -> Aggregates:
     """Everything in the order of the cfg."""
     against = [(setting, config.baseline) for setting in config.settings[1:]]
+    for setting in config.settings:
+        if (same := config.without_drafts(setting)) is not None:
+            against.append((setting, same))
     for tree in config.trees:
         first, *others = config.of_tree(tree)
         if first != config.baseline:
             against += [(setting, first) for setting in others]
+    once = [pair for place, pair in enumerate(against) if pair not in against[:place]]
     return Aggregates(
         settings=tuple(_setting(results, setting) for setting in config.settings),
-        comparisons=tuple(_compare(results, setting, baseline, config.seed) for setting, baseline in against),
+        comparisons=tuple(_compare(results, setting, baseline, config.seed) for setting, baseline in once),
     )
 
 
@@ -235,13 +259,15 @@ def _setting(results: Sequence[RunResult], setting: SettingConfig) -> SettingAgg
         cached_tokens=spread(record.usage.cached_tokens for record in records),
         tokens_saved=spread(record.tokens_saved for record in records),
         models=_models(records),
+        drafts=_drafts(records),
         correct=sum(bool(r.correct) for r in good),
         accuracy=wilson(list(_by_question((r.step.question.id, _right(r)) for r in runs).values())),
     )
 
 
 def _models(records: Sequence[RunRecord]) -> tuple[ModelAggregate, ...]:
-    agents = [agent for record in records for agent in record.agents]
+    counted = [(record, record.not_chosen) for record in records]
+    agents = [agent for record, left in counted for agent in record.agents if agent.id not in left]
     aggregates: list[ModelAggregate] = []
     for model in dict.fromkeys(agent.model for agent in agents):
         its = [agent for agent in agents if agent.model == model]
@@ -258,6 +284,23 @@ def _models(records: Sequence[RunRecord]) -> tuple[ModelAggregate, ...]:
     return tuple(aggregates)
 
 
+def _drafts(records: Sequence[RunRecord]) -> tuple[LayerDrafts, ...]:
+    layers: dict[int, list[DraftRecord]] = {}
+    for agent in (agent for record in records for agent in record.agents):
+        if agent.drafts is not None:
+            layers.setdefault(agent.layer, []).append(agent.drafts)
+    return tuple(
+        LayerDrafts(
+            layer=layer,
+            agents=len(of),
+            steps=sum(each.steps for each in of),
+            drafted=sum(each.drafted for each in of),
+            accepted=sum(each.accepted for each in of),
+        )
+        for layer, of in sorted(layers.items())
+    )
+
+
 def _root_stood_aside(record: RunRecord) -> bool:
     """The root is the agent that nobody reads."""
     read = {precursor for agent in record.agents for precursor in agent.precursors}
@@ -271,21 +314,37 @@ def _compare(results: Sequence[RunResult], setting: SettingConfig, baseline: Set
     both = [(first, second) for first, second in made.values() if first is not None and second is not None]
     right = _by_question((first.step.question.id, _right(second) - _right(first)) for first, second in both)
     differences = list(right.values())
+    withheld = any(pair.baseline.step.question.confidential for pair in paired)
+    comparable = setting.tree == baseline.tree and bool(paired)
+    same_work = comparable and all(_same_work(pair) for pair in paired)
     return Comparison(
         setting=setting.name,
         baseline=baseline.name,
         pairs=len(paired),
         incomplete=tuple(f"{question}/{repeat}" for question, repeat in made if (question, repeat) not in complete),
-        same_work=setting.tree == baseline.tree and bool(paired) and all(_same_work(pair) for pair in paired),
+        same_work=same_work,
         latency=_paired(paired, lambda r: r.latency_s, seed),
         ttft=_paired(paired, lambda r: r.ttft_s, seed),
         exposed_prefill=_paired(paired, lambda r: exposed_prefill_s(r.record) if r.record else None, seed),
         accuracy=bootstrap_mean(differences, seed=seed),
         questions_for_one_point=questions_needed(differences),
         equal_answers=None
-        if any(pair.baseline.step.question.confidential for pair in paired)
+        if withheld
         else sum(pair.other is not None and pair.baseline.answer == pair.other.answer for pair in paired),
+        equal_agents=_equal_agents(paired) if comparable and not (same_work or withheld) else None,
     )
+
+
+def _equal_agents(paired: Sequence[Pair]) -> tuple[int, int]:
+    equal = both = 0
+    for pair in paired:
+        first, second = (
+            {agent.id: agent.output_ids for agent in run.record.agents if agent.state == "done"} if run.record else {}
+            for run in pair.runs
+        )
+        both += len(first.keys() & second.keys())
+        equal += sum(second.get(agent) == ids for agent, ids in first.items())
+    return equal, both
 
 
 def _key(result: RunResult) -> tuple[str, int]:

@@ -2,9 +2,9 @@
 
 Measured is what a user waits for, by the client's own clock: the first token and the end of the answer. Questions,
 seeds and workers are the same in all settings, the workers' caches are emptied before every run, and the order of the
-settings is shuffled for every question. Tables go to stdout, whose last line is one JSON document; progress and
-warnings go to stderr; everything is kept in `runs/<name>/`, each run as soon as it has ended. `--resume` makes the runs
-that are missing there.
+settings is shuffled for every question. Tables go to stdout, and what was seen in a few sentences; where stdout is no
+terminal, and with `--json`, the last line is one JSON document. Progress and warnings go to stderr. Everything is kept
+in `runs/<name>/`, each run as soon as it has ended; `--resume` makes the runs that are missing there.
 
 Exit codes: 0 every run succeeded, 1 a run or the cluster failed, 2 wrong cfg or command line, 130 interrupted.
 """
@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import datetime
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,16 +25,18 @@ import msgspec
 from experiments.kernel.command import EXIT_FAILED, EXIT_INTERRUPTED
 from experiments.kernel.environment import Environment, describe_environment
 from experiments.kernel.folder import Session
-from experiments.kernel.target import Target, cluster_target, running_target
+from experiments.kernel.target import Start, Target, cluster_target, running_cluster, running_target
 from experiments.questions import QuestionSource, open_questions, select
 from experiments.settings.aggregate import shown_pairs
 from experiments.settings.config import ExperimentConfig, cluster_path, load_experiment
 from experiments.settings.experiment import Experiment
+from experiments.settings.in_short import in_short
 from experiments.settings.plan import Step, make_plan, warmup_question
 from experiments.settings.result import RunResult
 from experiments.settings.summary import Report, RunFolder, Summary, summarize
 from experiments.settings.table import format_failures, format_table
 from experiments.settings.timeline import draw_timeline, median_pair
+from launch import arguments as kinds
 from launch import shipped
 from shell_router.client.key import KEY_VARIABLE, client_key
 from shell_router.config import ConfigError
@@ -52,14 +55,16 @@ def main(argv: list[str]) -> int:
     with open_questions(config.questions) as source:
         report = _run_all(arguments, config, source)
     # Last, when the cluster has said all it has to say.
-    print(msgspec.json.encode(report).decode(), flush=True)
+    print(in_short(report), flush=True)
+    if arguments.json or not sys.stdout.isatty():
+        print(f"\n{msgspec.json.encode(report).decode()}", flush=True)
     if report.interrupted:
         return EXIT_INTERRUPTED
     return 0 if report.ok else EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = kinds.Parser(
         prog="graft run",
         description="Compare settings (trees, and how they are run) on the same workers.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
@@ -70,9 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CFG",
         help=f"experiment JSON, or the name of a shipped one: {', '.join(shipped.names('experiments'))}",
     )
-    parser.add_argument("--url", help="use the shell router at this base URL in place of starting the cfg's cluster")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--url", type=kinds.url, help="use the shell router at this base URL in place of starting the cfg's cluster"
+    )
+    where.add_argument(
+        "--cluster", metavar="NAME", help="use this cluster, which is up on this machine, and leave it up"
+    )
     parser.add_argument(
         "--worker-url",
+        type=kinds.url,
         action="append",
         default=[],
         help="with --url: an SGLang worker whose cache is flushed before each run; repeat it for every worker",
@@ -83,7 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--elsewhere", action="store_true", help="with --resume: on another machine, or with other software or code"
     )
-    parser.add_argument("--name", help="name of the run folder (default: the cfg's name and the UTC time)")
+    parser.add_argument(
+        "--name", type=kinds.words, help="name of the run folder (default: the cfg's name and the UTC time)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="end with one JSON document on a terminal too (default: only where stdout is none)",
+    )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run folders go (default: runs)")
     return parser
 
@@ -109,11 +128,7 @@ def _run_all(arguments: argparse.Namespace, config: ExperimentConfig, source: Qu
     environment = describe_environment()
     if folder is not None and not arguments.elsewhere:
         folder.check_place(environment)
-    start = (
-        running_target(arguments.url, arguments.worker_url)
-        if arguments.url
-        else cluster_target(cluster_path(arguments.config, config), config.trees)
-    )
+    start = _target(arguments, config)
     if folder is None:
         # Now that all there is to check has been checked; a folder is a sign that something ran.
         now = datetime.datetime.now(datetime.UTC)
@@ -122,6 +137,14 @@ def _run_all(arguments: argparse.Namespace, config: ExperimentConfig, source: Qu
     logs = folder.path / f"cluster-{len(folder.sessions)}"
     with start(logs) as target:
         return _run(config, plan, source, target, folder, environment, key, done)
+
+
+def _target(arguments: argparse.Namespace, config: ExperimentConfig) -> Start:
+    if arguments.url:
+        return running_target(arguments.url, arguments.worker_url)
+    if arguments.cluster:
+        return running_cluster(arguments.cluster)
+    return cluster_target(cluster_path(arguments.config, config), config.trees)
 
 
 def _check_plan(folder: RunFolder, plan: Sequence[Step]) -> list[RunResult]:
@@ -173,7 +196,8 @@ def _announce(
         f"{config.name}: {source.origin.part(config.questions.count)}; "
         f"{len(config.settings)} settings: {', '.join(setting.name for setting in config.settings)}\n"
         f"{len(plan)} runs, {warmups} of them warm-ups and {recordings} recordings that no number counts"
-        f"{f'; {done} were made before' if done else ''}. Results go to {folder.path}\n",
+        f"{f'; {done} were made before' if done else ''}. Results go to {folder.path}\n"
+        + (f"{textwrap.fill(config.description, 120)}\n" if config.description else ""),
         flush=True,
     )
 
@@ -211,5 +235,5 @@ def _report(summary: Summary, folder: RunFolder) -> Report:
     failures = format_failures(summary.results)
     if failures:
         print("\n" + failures)
-    print(f"\nsummary  {report.summary}\nevents   {report.events}\ntimeline {report.timeline or '-'}\n", flush=True)
+    print(flush=True)
     return report

@@ -35,6 +35,8 @@ class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """One experiment: every question is asked in every setting, `repeats` times."""
 
     name: Name
+    description: str = ""
+    """Told before it begins: what can be learnt from it, and what cannot."""
     cluster: str
     """Path of the cluster JSON, relative to this file. Not used with `--url`."""
     settings: Annotated[tuple[SettingConfig, ...], Meta(min_length=1)]
@@ -69,6 +71,13 @@ class ExperimentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def trees(self) -> tuple[str, ...]:
         """The trees of the settings, in the order in which they are named first."""
         return tuple(dict.fromkeys(setting.tree for setting in self.settings))
+
+    def without_drafts(self, setting: SettingConfig) -> SettingConfig | None:
+        """The setting that differs from `setting`, which has drafts, in having none, and in nothing else."""
+        if setting.graft.drafts == "off":
+            return None
+        same = (setting.tree, msgspec.structs.replace(setting.graft, drafts="off"))
+        return next((other for other in self.settings if (other.tree, other.graft) == same), None)
 
     def of_tree(self, tree: str) -> tuple[SettingConfig, ...]:
         """The settings of `tree`."""

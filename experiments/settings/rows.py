@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from experiments.kernel.statistics import Estimate, Spread
 from experiments.kernel.tables import NONE, count, interval
-from experiments.settings.aggregate import Comparison, Paired, SettingAggregate
+from experiments.settings.aggregate import Comparison, LayerDrafts, Paired, SettingAggregate
 
 Row = tuple[str, Callable[[SettingAggregate], str]]
 """What it is called, and its cell for a setting."""
@@ -20,6 +20,12 @@ def seconds(spread: Spread | None) -> str:
 def accuracy(estimate: Estimate | None) -> str:
     """In percent, with its interval."""
     return NONE if estimate is None else f"{100 * estimate.value:.1f} {interval(estimate, '.1f', 100)}".rstrip()
+
+
+def tokens_per_step(layers: Sequence[LayerDrafts]) -> str:
+    """Of each layer that had drafts, from the proposers on."""
+    told = [f"{layer.tokens_per_step:.1f}" for layer in layers if layer.tokens_per_step is not None]
+    return ", ".join(told) or NONE
 
 
 SETTING_ROWS: tuple[Row, ...] = (
@@ -37,6 +43,7 @@ SETTING_ROWS: tuple[Row, ...] = (
     ("of in, cached", lambda each: count(each.cached_tokens)),
     ("saved, of a run", lambda each: count(each.tokens_saved)),
     ("saved, all runs", lambda each: f"{sum(model.tokens_saved for model in each.models):,}"),
+    ("tokens a step", lambda each: tokens_per_step(each.drafts)),
     ("checks of a run", lambda each: count(each.checks)),
     ("early exits", lambda each: f"{each.exits} in {each.exited} runs" if each.exits else "0"),
 )

@@ -24,6 +24,8 @@ DEFINITIONS = {
     "hidden_prefill_s": "time appends were in flight while a precursor decoded, summed over the same agents",
     "checks": "comparisons of a cluster's answers in a run; one that makes agents needless is an exit",
     "tokens_saved": "of cancelled and skipped answers: tokens up to their limits that were not generated",
+    "drafts": "by layer, of answers decoded with drafts: steps, tokens drafted, of these accepted; one more"
+    " token a step is the answer's",
     "stand_ins": "runs whose answer is that of an agent other than the root",
     "accuracy": "share of right answers, a failed run is not right; 95 % Wilson interval over questions",
     "ratio": "setting / baseline of one question with one seed: geometric mean over questions",
@@ -31,6 +33,7 @@ DEFINITIONS = {
     "interval": "95 %, BCa bootstrap over questions (repeats of a question are averaged first); none without variance",
     "questions_for_one_point": "at which a true difference of 0.01 of accuracy is found with 80 % chance at 5 %",
     "same_work": "all runs of the pairs were made to give the same recorded answers",
+    "equal_agents": "of the agents that answered in both runs of a pair: with equal answers, and all",
     "spread": "median, smallest, largest and number of the values",
     "warmup, recording": "runs whose step says so are in no aggregate",
     "failed": "failed runs are in `runs`, `failed` and `accuracy`, their pairs in `incomplete`; in no time or token",

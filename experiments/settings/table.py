@@ -23,6 +23,7 @@ and recordings are in no number; failed runs are counted as runs and as not righ
 Exposed prefill: from the end of an agent's last precursor to its first token, summed over the run's successors.
 Hidden prefill: time an agent's prompt was being prefilled while a precursor still decoded, summed likewise.
 Tokens are those of all agents. Saved: tokens that cancelled and skipped answers might still have had, by their limits.
+Tokens a step: of answers decoded with drafts, by layer, the proposers' first; without drafts it would be one.
 Early exits: checks that made agents needless, and the runs that had one.
 Square brackets are 95 % intervals: of accuracy by Wilson, of pairs by BCa bootstrap over questions. A ratio is the
 geometric mean over questions of setting / baseline on the same question and seed, a difference the mean of setting -
@@ -118,6 +119,9 @@ def _comparison(comparison: Comparison) -> str:
     ]
     if comparison.incomplete:
         lines.append(textwrap.fill(f"incomplete: {', '.join(comparison.incomplete)}", 118, subsequent_indent="  "))
+    if comparison.equal_agents is not None:
+        equal, agents = comparison.equal_agents
+        lines.append(f"agents with equal answers, token by token: {equal} of {agents}")
     if comparison.same_work:
         lines.append("every agent gave the same recorded answers in both")
     else:

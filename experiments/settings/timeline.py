@@ -21,6 +21,7 @@ from shell_router.spans import Span, SpanKind, spans_of
 _WAITING = "#D9DCE1"
 _HIDDEN = "#2A9D8F"
 _EXPOSED = "#E4572E"
+_THINKING = "#A9C4DB"
 _DECODE = "#5B8DB8"
 _INK = "#22262B"
 _FAINT = "#8A9099"
@@ -29,6 +30,7 @@ _COLORS: dict[SpanKind, str] = {
     "hidden": _HIDDEN,
     "exposed_append": _EXPOSED,
     "exposed": _EXPOSED,
+    "thinking": _THINKING,
     "decode": _DECODE,
 }
 _BAR = 0.62
@@ -60,7 +62,8 @@ def draw_timeline(groups: Sequence[Sequence[RunResult]]) -> Figure:
         top -= 0.42
         _heading(figure, group[0], y=top / total)
         if index == 0:
-            _legend(figure, y=top / total)
+            runs = [run for each in groups for run in each]
+            _legend(figure, y=top / total, thinking=any(map(_thinks, runs)), drafts=any(map(_drafts, runs)))
         top -= 0.33
         limit = max(_end(_record(run)) for run in group) * 1.01
         for run, height in zip(group, heights[index], strict=True):
@@ -89,6 +92,10 @@ def _panel(axes: Any, run: RunResult, limit: float, baseline: RunResult | None) 
     for agent, y in zip(record.agents, rows, strict=True):
         for span in spans_of(agent, end):
             _draw_span(axes, span, y)
+        if agent.drafts is not None and agent.drafts.tokens_per_step is not None:
+            at = end if agent.ended_s is None else agent.ended_s
+            told = f"{agent.drafts.tokens_per_step:.1f} "
+            axes.text(at, y, told, ha="right", va="center_baseline", fontsize=7, color="white", zorder=4)
     axes.set_yticks(rows, [agent.id for agent in record.agents], fontsize=8, color=_INK)
     axes.set_ylim(rows[-1] + 0.75, rows[0] - 0.75)
     axes.set_xlim(0, limit)
@@ -147,12 +154,21 @@ def _heading(figure: Figure, run: RunResult, y: float) -> None:
     figure.text(0.02, y, caption, fontsize=8, color=_FAINT, va="top")
 
 
-def _legend(figure: Figure, y: float) -> None:
+def _thinks(run: RunResult) -> bool:
+    return any(agent.thinking_tokens for agent in _record(run).agents)
+
+
+def _drafts(run: RunResult) -> bool:
+    return any(agent.drafts is not None for agent in _record(run).agents)
+
+
+def _legend(figure: Figure, y: float, *, thinking: bool, drafts: bool) -> None:
     handles = [
         Patch(color=_WAITING, label="waiting for precursors"),
         Patch(color=_HIDDEN, label="prefill, hidden (one bar a chunk)"),
         Patch(color=_EXPOSED, label="prefill, exposed"),
-        Patch(color=_DECODE, label="decode"),
+        *([Patch(color=_THINKING, label="thinking")] if thinking else []),
+        Patch(color=_DECODE, label="decode (tokens a step)" if drafts else "decode"),
         Line2D([], [], color=_INK, linestyle=(0, (4, 2)), linewidth=1.1, label="first token of the answer"),
         Line2D([], [], color=_INK, linewidth=1.4, label="end"),
         Line2D([], [], color=_FAINT, linestyle=":", linewidth=1.0, label=_BASELINE_END),

@@ -1,23 +1,27 @@
 """The console script `graft`: all commands, and what their exit codes mean.
 
-Exit codes: 0 done, 1 something failed while running, 2 the request or a configuration is wrong, 130 interrupted.
+Exit codes: 0 done, 1 something failed while running, 2 the request or a configuration is wrong, 130 interrupted,
+141 who read the output has left.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from launch.arguments import Parser
 from shell_router.errors import GraftError
 
-OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, WRONG, INTERRUPTED, LEFT = 0, 1, 2, 130, 141
+"""The last two are those of a shell for what SIGINT and SIGPIPE end."""
 
 
+_NAMED_WRONG = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _EXTRAS = {"experiments": "experiments", "matplotlib": "experiments", "scipy": "experiments"}
 """Which extra brings a package that the core does without."""
 
@@ -50,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Who read the output has left, as `| head` does; nothing of it is to be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return LEFT
+    except OSError as error:
+        # Of a file that was named or a place to write to. Connections have words of their own.
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        print(f"graft: {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+        return WRONG if isinstance(error, _NAMED_WRONG) else FAILED
 
 
 def _run(arguments: list[str]) -> int:
@@ -64,7 +74,9 @@ def _run(arguments: list[str]) -> int:
 
 def _dispatch(prog: str, description: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
     """Hand the arguments behind the command's name to the command, whose parser they are for."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description)
+    if prog == "graft":
+        parser.add_argument("--version", action="store_true", help="print the version and end")
     listed = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, command in commands.items():
         listed.add_parser(name, help=command.help, add_help=False)
@@ -119,15 +131,21 @@ def _status(arguments: list[str]) -> int:
 
 
 def _check(arguments: list[str]) -> int:
-    from graft.cli import clusters
+    from graft.cli import check
 
-    return clusters.check(arguments)
+    return check.main(arguments)
 
 
 def _ask(arguments: list[str]) -> int:
     from graft.cli import ask
 
     return ask.main(arguments)
+
+
+def _ui(arguments: list[str]) -> int:
+    from graft.cli import ui
+
+    return ui.main(arguments)
 
 
 def _plan(arguments: list[str]) -> int:
@@ -166,6 +184,12 @@ def _replay(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
+def _score(arguments: list[str]) -> int:
+    from experiments.scores import command
+
+    return command.main(arguments)
+
+
 def _questions(arguments: list[str]) -> int:
     from experiments.questions import command
 
@@ -184,6 +208,12 @@ def _bench(arguments: list[str]) -> int:
 
 def _overlap(arguments: list[str]) -> int:
     from experiments.overlap import command
+
+    return command.main(arguments)
+
+
+def _drafts(arguments: list[str]) -> int:
+    from experiments.drafts import command
 
     return command.main(arguments)
 
@@ -211,19 +241,22 @@ COMMANDS: Mapping[str, Command] = {
     "down": Command("stop a cluster", _down),
     "status": Command("show clusters, their processes and URLs", _status),
     "ask": Command("ask a running cluster one question and print the answer as it comes", _ask),
-    "check": Command("check a cluster JSON and this machine; start nothing", _check),
+    "ui": Command("open the page on which a running cluster's trees are watched", _ui),
+    "check": Command("check a configuration, and this machine for it; start nothing", _check),
     "plan": Command("show which worker would run on which GPU; start nothing", _plan),
     "cards": Command("show the GPUs of this machine and their links", _cards),
     "schema": Command("write the JSON Schemas in cfgs/schema from the types", _schema),
     "run": Command("compare settings (trees, and how they are run) on the same workers", _experiment),
     "report": Command("tables and pictures of experiments", _report),
     "replay": Command("let recorded runs decide again, without an engine", _replay),
+    "score": Command("make a table of what the members of a pool have answered, for its scorer", _score),
     "questions": Command("see which benchmarks are there, and some of their questions", _questions),
-    "bench": Command("measure one thing: overlap, load, router, lm-eval", _bench),
+    "bench": Command("measure one thing: overlap, drafts, load, router, lm-eval", _bench),
     "gpu": Command("measure overlap and the four settings on one GPU, with random weights", _gpu),
 }
 BENCHMARKS: Mapping[str, Command] = {
     "overlap": Command("blocking, resend and incremental prefill against each other, on one pair of workers", _overlap),
+    "drafts": Command("decoding with predictions of known worth against decoding without, by batch", _drafts),
     "load": Command("an open-loop load test of a running router or of a cluster started for it", _load),
     "router": Command("what the shell router itself costs", _router),
     "lm-eval": Command("what lm-evaluation-harness makes of a tree's answers", _lm_eval),

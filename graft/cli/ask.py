@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import get_args
 
 from graft.cli.clusters import ready_url
+from launch import arguments as kinds
 from shell_router.client import KEY_VARIABLE, Client, ClientError
 from shell_router.core.early_exit import ExitMode, ExitOverride
 from shell_router.options import RunOptions
+from shell_router.record import DraftMode
 
 
 def main(argv: list[str]) -> int:
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> int:
     options = RunOptions(
         mode=arguments.mode,
         early_exit=ExitOverride() if arguments.early_exit is None else ExitOverride(mode=arguments.early_exit),
+        drafts=arguments.drafts,
         deadline_s=arguments.deadline,
     )
     with Client(url) as client:
@@ -40,32 +42,35 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = kinds.Parser(
         prog="graft ask",
         description="Ask a running cluster one question and print the answer as it comes.",
         epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", help="of a shell router")
+    where.add_argument("--url", type=kinds.url, help="base URL of a running shell router, with or without /v1")
     where.add_argument("--cluster", metavar="NAME", help="a running cluster (default: the only one there is)")
-    parser.add_argument("--tree", help="which tree answers (default: the first one that is served)")
-    parser.add_argument("--mode", choices=("blocking", "spliced"), default="spliced")
+    parser.add_argument(
+        "--tree", type=kinds.words, metavar="NAME", help="which tree answers (default: the first one that is served)"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("blocking", "spliced"),
+        default="spliced",
+        help="whether a successor's prompt waits for whole answers, or takes them up as they come (default: spliced)",
+    )
+    parser.add_argument(
+        "--drafts",
+        choices=get_args(DraftMode),
+        default="auto",
+        help="whether workers that can may draft several tokens a step; no answer depends on it (default: auto)",
+    )
     parser.add_argument(
         "--early-exit",
         choices=get_args(ExitMode),
         metavar="MODE",
         help=f"when the rest of a cluster is not waited for: {', '.join(get_args(ExitMode))} (default: the tree's)",
     )
-    parser.add_argument("--deadline", type=_seconds, metavar="SECONDS", help="longest time the answer may take")
-    parser.add_argument("question")
+    parser.add_argument("--deadline", type=kinds.seconds, metavar="SECONDS", help="longest time the answer may take")
+    parser.add_argument("question", type=kinds.words, help="what is asked; quote it")
     return parser
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return seconds

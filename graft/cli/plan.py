@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from launch import arguments as kinds
 from launch import shipped
 from launch.config import ClusterConfig, load_cluster
+from launch.gpu import mps
 from launch.gpu.allocation import uses_gpus
 from launch.gpu.cards import CardTable, load_cards, read_cards
 from launch.gpu.place import Placement
@@ -19,9 +22,7 @@ from launch.plan import commands_of, place_on, write_scripts
 
 def main(argv: list[str]) -> int:
     """Raises `ConfigError`, `PlanError`, `CardsError`."""
-    parser = argparse.ArgumentParser(
-        prog="graft plan", description="Show which worker would run on which GPU; start nothing."
-    )
+    parser = kinds.Parser(prog="graft plan", description="Show which worker would run on which GPU; start nothing.")
     parser.add_argument("cfg", type=shipped.cluster, help="cluster JSON, or the name of a shipped one: homo_2gpu")
     parser.add_argument(
         "--cards", type=Path, metavar="FILE", help="plan for the GPUs of this table (`graft cards --json`)"
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> int:
         print(_document(config, arguments.host, table, placements))
     elif placements:
         print(plan_table(placements.values(), table))
+        for line in mps.advice(placements.values(), os.environ):
+            print(f"graft: {line}", file=sys.stderr)
     else:
         print(f"cluster {config.part_name(arguments.host)} runs nothing on GPUs")
     return 0
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 def cards(argv: list[str]) -> int:
     """Raises `CardsError`."""
-    parser = argparse.ArgumentParser(prog="graft cards", description="Show the GPUs of this machine and their links.")
+    parser = kinds.Parser(prog="graft cards", description="Show the GPUs of this machine and their links.")
     parser.add_argument("--json", action="store_true", help="as a table for `graft plan --cards`")
     arguments = parser.parse_args(argv)
     table = read_cards()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +10,17 @@ import msgspec
 
 from experiments.settings.config import ExperimentConfig
 from launch import shipped
+from launch.arguments import Parser
 from launch.config import ClusterConfig
 from shell_router.config import RouterConfig
 from shell_router.core.tree import TreeConfig
+from shell_router.keys import KeysFile
 
 DIRECTORY = shipped.folder("schema")
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="graft schema", description="Write the JSON Schemas in cfgs/schema from the types."
-    )
+    parser = Parser(prog="graft schema", description="Write the JSON Schemas in cfgs/schema from the types.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of step")
     if not parser.parse_args(argv).check:
         write()
@@ -39,6 +38,7 @@ def kinds() -> Mapping[str, type[msgspec.Struct]]:
         "cluster": ClusterConfig,
         "tree": TreeConfig,
         "router": RouterConfig,
+        "keys": KeysFile,
         "experiment": ExperimentConfig,
     }
 

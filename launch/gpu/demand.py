@@ -51,6 +51,8 @@ class Demand:
     """JSON path of what fixes that share, or would."""
     flags: tuple[str, ...]
     multimodal: bool
+    step_tokens: int = 1
+    """Of one request in one decode step."""
 
     @property
     def pool_tokens(self) -> int:
@@ -69,7 +71,7 @@ class Demand:
 
     def activation_bytes(self, total_bytes: int) -> int:
         """For activations and CUDA graphs on a card with `total_bytes` of memory."""
-        return activation_bytes(total_bytes, self.role, self.tp_size, self.flags)
+        return activation_bytes(total_bytes, self.role, self.tp_size, self.flags, self.step_tokens)
 
     def overhead_bytes(self, total_bytes: int, activations: int | None = None) -> int:
         """All but weights and KV on a card with `total_bytes` of memory; `activations` where more are set aside than
@@ -142,6 +144,7 @@ def _demand(one: ConfiguredWorker, size: ModelSize) -> Demand:
         fraction_field=f"{path.rpartition('.')[0] if worker.mem_fraction_static is None else path}.mem_fraction_static",
         flags=(*model.flags, *worker.flags),
         multimodal=size.multimodal,
+        step_tokens=1 + model.max_draft_tokens if one.drafts else 1,
     )
 
 

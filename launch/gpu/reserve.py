@@ -34,8 +34,13 @@ _LEAST_TOKENS = 2048
 _PREFILL_GRAPHS_BYTES = 512 * MIB
 
 
-def activation_bytes(total_bytes: int, role: GpuRole, tp_size: int, flags: Sequence[str] = ()) -> int:
-    """For activations and CUDA graphs on one card with `total_bytes` of memory, under SGLang flags `flags`, bytes."""
+def activation_bytes(
+    total_bytes: int, role: GpuRole, tp_size: int, flags: Sequence[str] = (), step_tokens: int = 1
+) -> int:
+    """For activations and CUDA graphs on one card with `total_bytes` of memory, under SGLang flags `flags`, bytes.
+
+    `step_tokens` are those of one request in one decode step.
+    """
     if role == "embedding":
         return EMBEDDING_BYTES
     gib = total_bytes / (1 << 30)
@@ -44,7 +49,7 @@ def activation_bytes(total_bytes: int, role: GpuRole, tp_size: int, flags: Seque
     asked = flag_value(flags, "--chunked-prefill-size")
     # A number below 1 turns chunks off; then a prompt is bounded by what SGLang takes into one batch.
     chunk = int(asked) if asked is not None and asked.isdigit() and int(asked) > 0 else chunk
-    tokens = max(batch if role == "decode" else chunk, _LEAST_TOKENS)
+    tokens = max(batch * step_tokens if role == "decode" else chunk, _LEAST_TOKENS)
     reserved = 512 * MIB + tokens * MIB * 3 // 2 + tp_size * 128 * MIB
     if role != "prefill":
         reserved += batch * 2 * MIB

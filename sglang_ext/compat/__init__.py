@@ -8,9 +8,11 @@ ours to it; `differences` has what is not the same in all supported `versions`.
 
 from sglang_ext.compat.cpu import *
 from sglang_ext.compat.differences import *
+from sglang_ext.compat.drafting import *
 from sglang_ext.compat.hooks import *
 from sglang_ext.compat.memory import *
 from sglang_ext.compat.requests import *
+from sglang_ext.compat.rest import *
 from sglang_ext.compat.scheduler import *
 from sglang_ext.compat.server import *
 from sglang_ext.compat.transfer import *

@@ -21,6 +21,11 @@ _IO = "sglang.srt.managers.io_struct"
 @describes("sglang.srt.sampling.sampling_params.SamplingParams")
 class SamplingParams(Protocol):
     ignore_eos: bool
+    custom_params: Mapping[str, object] | None
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    min_new_tokens: int
 
     def normalize(self, tokenizer: None, /) -> None: ...
 
@@ -54,6 +59,7 @@ class Req(Protocol):
     cache_request_handle: object
     kv: Kv
     sampling_params: SamplingParams
+    tokenizer: object
     logprob_start_len: int
     to_finish: object
     time_stats: TimeStats
@@ -94,6 +100,10 @@ def finish_abort() -> object:
 @describes(f"{_BATCH}.ScheduleBatch")
 class Batch(Protocol):
     reqs: list[Req]
+    extend_lens: list[int]
+    """Tokens of each that the pass computes,"""
+    prefix_lens: list[int]
+    """and those before them."""
 
 
 @describes("sglang.srt.disaggregation.decode.DecodeRequest")
@@ -179,6 +189,11 @@ class Generate(Protocol):
 
 
 @imported(f"{_IO}.GenerateReqInput")
+class GenerateReqInput:
+    """The class of these."""
+
+
+@imported(f"{_IO}.GenerateReqInput")
 def make_generate(
     *,
     rid: str,
@@ -187,6 +202,7 @@ def make_generate(
     stream: bool,
     return_logprob: bool,
     logprob_start_len: int,
+    priority: int | None,
     bootstrap_room: int,
     session_params: Mapping[str, object],
 ) -> Generate: ...

@@ -7,10 +7,11 @@ from typing import Any, Protocol, cast
 
 from sglang_ext import protocol
 from sglang_ext.compat.descriptions import describes, imported, missing_in
+from sglang_ext.compat.drafting import is_drafting
 from sglang_ext.compat.memory import Allocator, MetadataBuffers, MetadataSlots, Rows, TreeCache
 from sglang_ext.compat.requests import BaseReq, Batch, DecodeRequest, Dispatcher, Req, make_dispatcher
-from sglang_ext.compat.server import environment, get_disagg, get_parallel
-from sglang_ext.compat.transfer import DecodeTransfers, PrefillTransfers
+from sglang_ext.compat.server import environment, get_disagg, get_memory, get_parallel
+from sglang_ext.compat.transfer import DecodeTransfers, PrefillTransfers, Transfers
 from sglang_ext.compat.versions import IncompatibleEngine, fail, refuse
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -38,6 +39,12 @@ class _Backend(Protocol):
     value: str
 
 
+class _Stream(Protocol):
+    """A queue of work on the device."""
+
+    def wait_stream(self, stream: _Stream, /) -> None: ...
+
+
 @describes(SCHEDULER)
 class Scheduler(Protocol):
     """The loop that decides what the GPU does next: what both roles have."""
@@ -48,14 +55,22 @@ class Scheduler(Protocol):
     is_hybrid_swa: bool
     is_hybrid_ssm: bool
     enable_hierarchical_cache: bool
+    enable_lmcache: bool
+    enable_unified_cache_external_linker: bool
     enable_hisparse: bool
     enable_unified_memory: bool
     model_config: ModelConfig
     max_total_num_tokens: int
     """Of the KV pool."""
     max_req_input_len: int
-    tp_size: int
+    tokenizer: object
     attn_tp_cpu_group: object
+    enable_overlap: bool
+    """A batch is launched before the result of the one before it is known."""
+    schedule_stream: _Stream
+    """What the scheduler itself asks of the device ..."""
+    forward_stream: _Stream
+    """... and its forward passes, one after the other."""
 
     tree_cache: TreeCache
     token_to_kv_pool_allocator: Allocator
@@ -73,6 +88,8 @@ class Scheduler(Protocol):
     _request_dispatcher: Dispatcher
 
     def _set_or_validate_priority(self, req: Req, /) -> bool: ...
+    def is_fully_idle(self) -> bool:
+        """Whether there is nothing to wait for but messages."""
 
 
 class AdmissionQueue(Protocol):
@@ -95,6 +112,8 @@ class PrefillScheduler(Scheduler, Protocol):
     disagg_prefill_bootstrap_queue: BootstrapQueue
     disagg_prefill_inflight_queue: list[Req]
     """Computed requests whose KV is on its way."""
+    chunked_prefill_size: int | None
+    """Most tokens of one forward pass; None or less than 1 where there is no bound."""
 
 
 @describes("sglang.srt.disaggregation.decode.DecodePreallocQueue")
@@ -107,6 +126,7 @@ class PreallocQueue(AdmissionQueue, Protocol):
     retracted_queue: list[Req]
 
     def _allocatable_token_budgets(self, *, retractable_tokens: int, count_retracted: bool) -> int: ...
+    def _radix_full_evictable(self) -> int: ...
 
 
 @describes("sglang.srt.disaggregation.decode.DecodeTransferQueue")
@@ -121,6 +141,7 @@ class TransferQueue(Protocol):
 
 @describes(SCHEDULER)
 class DecodeScheduler(Scheduler, Protocol):
+    max_running_requests: int
     disagg_decode_prealloc_queue: PreallocQueue
     disagg_decode_transfer_queue: TransferQueue
 
@@ -160,6 +181,12 @@ def enqueue(scheduler: Scheduler, request: Req) -> None:
     scheduler.waiting_queue.append(request)
 
 
+def pass_tokens(scheduler: PrefillScheduler, page_size: int) -> int | None:
+    """Most tokens that one forward pass computes of a prompt, in whole pages; None without a bound."""
+    size = scheduler.chunked_prefill_size
+    return None if size is None or size < 1 else max(page_size, size // page_size * page_size)
+
+
 def stop_chunked(scheduler: Scheduler, request: Req) -> None:
     """Let SGLang end the request of which a first part is computed, before the next part."""
     scheduler._pending_chunked_abort_req = request
@@ -183,6 +210,30 @@ def free_tokens(scheduler: DecodeScheduler) -> int:
     )
 
 
+def _transfers(scheduler: Scheduler) -> Transfers:
+    if scheduler.disaggregation_mode == DisaggregationMode.PREFILL:
+        return cast(PrefillScheduler, scheduler).disagg_prefill_bootstrap_queue.kv_manager
+    return cast(DecodeScheduler, scheduler).disagg_decode_prealloc_queue.kv_manager
+
+
+def unused_tokens(scheduler: DecodeScheduler) -> int:
+    """KV slots that nobody holds, with those that the prefix cache would give up. When the next step wants more, SGLang
+    retracts a running request.
+    """
+    evictable = scheduler.disagg_decode_prealloc_queue._radix_full_evictable()
+    return scheduler.token_to_kv_pool_allocator.available_size() + evictable
+
+
+def settle_forward(scheduler: Scheduler) -> None:
+    """Let what the scheduler asks of the device from here on come after the forward pass in flight.
+
+    Under overlap scheduling a request whose last token the previous pass has sampled takes part in one pass more, which
+    writes into pages that are free by then. SGLang waits likewise before it fills pages that may be such ones.
+    """
+    if scheduler.enable_overlap:
+        scheduler.schedule_stream.wait_stream(scheduler.forward_stream)
+
+
 def sessions_refusal(scheduler: Scheduler) -> protocol.Problem | None:
     """Why this scheduler cannot serve incremental sessions, or None when it can."""
     if scheduler.disaggregation_mode == DisaggregationMode.NULL:
@@ -194,17 +245,27 @@ def sessions_refusal(scheduler: Scheduler) -> protocol.Problem | None:
         "pipeline parallelism": parallel.pp_size > 1,
         "data parallelism": parallel.num_dp_ranks > 1 or parallel.attn_dp_enabled,
         "context parallelism": parallel.attn_cp_size > 1 or parallel.dcp_enabled,
-        "speculative decoding": not scheduler.spec_algorithm.is_none(),
+        "speculative decoding other than by drafts of ours": not (
+            scheduler.spec_algorithm.is_none() or is_drafting(scheduler.spec_algorithm)
+        ),
         "models with sliding windows": scheduler.is_hybrid_swa,
         "models with recurrent state": scheduler.is_hybrid_ssm,
         "the hierarchical cache": scheduler.enable_hierarchical_cache,
+        "LMCache": scheduler.enable_lmcache,
+        "FlexKV": get_memory().enable_flexkv,
+        "an external linker of the cache": scheduler.enable_unified_cache_external_linker,
         "HiSparse": scheduler.enable_hisparse,
         "unified memory": scheduler.enable_unified_memory,
         "the transfer's staging buffer": environment.SGLANG_DISAGG_STAGING_BUFFER.get(),
         "the allocation policy prefill_complete": get_disagg().disaggregation_decode_allocation_policy != "early",
+        "the switch of a worker's role": get_disagg().enable_pd_role_switch,
+        "KV checksums": get_disagg().disaggregation_enable_kv_checksum,
         f"the transfer backend {scheduler.transfer_backend.value}": scheduler.transfer_backend.value != "nixl",
     }
     found = [name for name, present in untried.items() if present]
+    if not found and (states := _transfers(scheduler).kv_args.state_types):
+        # Only then is the queue NIXL's, whose last chunk would want them.
+        found = [f"KV with extra state ({', '.join(sorted({state.value for state in states}))})"]
     if not found:
         return None
     return protocol.Problem(code="incompatible", message=f"incremental prefill does not support {', '.join(found)} yet")

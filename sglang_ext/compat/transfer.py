@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol
@@ -12,12 +13,17 @@ from sglang_ext.compat.memory import Pages
 _NIXL = "sglang.srt.disaggregation.nixl.conn"
 
 
+UNBOUNDED_PAGES = 2**62
+_probes = itertools.count(1)
+
+
 @imported("sglang.srt.disaggregation.base.KVPoll")
 class KVPoll:
     """How far a transfer is."""
 
     Failed: int
     Bootstrapping: int
+    Success: int
 
 
 @describes(f"{_NIXL}.TransferInfo")
@@ -26,12 +32,27 @@ class TransferInfo(Protocol):
 
     dst_kv_indices: Pages
     is_dummy: bool
+    """It wants none: it takes them from another prefill rank."""
+
+
+class _StateType(Protocol):
+    """A member of SGLang's enumeration of what is transferred beside KV pages."""
+
+    value: str
+
+
+@describes("sglang.srt.disaggregation.base.conn.KVArgs")
+class KVLayout(Protocol):
+    """What a worker transfers, as its transfers are told of it."""
+
+    state_types: Sequence[_StateType]
 
 
 @describes(f"{_NIXL}.NixlKVManager")
 class Transfers(Protocol):
     """All transfers of this process, by room: what both roles have."""
 
+    kv_args: KVLayout
     kv_item_lens_sum: int
     """Bytes of one page over all layers, on this rank."""
     request_status: MutableMapping[int, int]
@@ -53,6 +74,11 @@ class PrefillTransfers(Transfers, Protocol):
 @describes(f"{_NIXL}.NixlKVManager")
 class DecodeTransfers(Transfers, Protocol):
     enable_deferred_decode_kv_release: bool
+    prefill_info_table: Mapping[str, object]
+    """By address."""
+    connection_pool: Mapping[str, object]
+    """By address and ranks."""
+    connection_lock: threading.Lock
 
     def try_ensure_parallel_info(self, bootstrap_addr: str, /) -> bool: ...
     def is_abort_release_safe(self, bootstrap_room: int, required_acks: int, /) -> bool: ...
@@ -128,17 +154,47 @@ def all_ranks(flags: Sequence[bool], group: object) -> list[bool]:
     return [bool(flag) for flag in reduced.tolist()]
 
 
+def is_connected(transfers: DecodeTransfers, address: str) -> bool:
+    """Whether a transfer from the prefill worker at `address` can begin without a request over the network."""
+    if address not in transfers.prefill_info_table:
+        return False
+    with transfers.connection_lock:
+        return any(key.startswith(f"{address}_") for key in transfers.connection_pool)
+
+
+def connect(transfers: DecodeTransfers, address: str) -> None:
+    """Ask the prefill worker at `address` for its ranks and tell it this one's memory; SGLang keeps that for all
+    transfers. Takes seconds, in whatever thread. Raises what SGLang raises for a worker that does not match, and
+    `ConnectionError`.
+    """
+    if not transfers.try_ensure_parallel_info(address):
+        raise ConnectionError("it does not answer")
+    # SGLang connects when a transfer begins: this one is in a room that nobody else uses, and goes no further.
+    room = -next(_probes)
+    receiver = make_receiver(mgr=transfers, bootstrap_addr=address, bootstrap_room=room)
+    receiver.init(0)
+    failed = receiver.conclude_state is not None
+    reason = failure_of(transfers, room)
+    receiver.clear()
+    forget_failure(transfers, room)
+    if failed:
+        raise ConnectionError(reason or "its ranks do not answer")
+
+
 def announce(receiver: Receiver, pages: Pages, slot: int) -> None:
     """Tell the prefill worker all pages there are, and the metadata buffer. It may be told again at any time."""
     receiver.send_metadata(pages.astype("int32"), slot, [], decode_prefix_len=0)
 
 
 def announced_pages(transfers: PrefillTransfers, room: int) -> int:
-    """Pages the decode worker has room for: the shortest list its ranks have sent."""
+    """Pages the decode worker has room for: the shortest list its ranks have sent. Ranks that take nothing from this
+    one set no bound.
+    """
     infos = transfers.transfer_infos.get(room)
     if not infos:
         return 0
-    return min((len(info.dst_kv_indices) for info in list(infos.values()) if not info.is_dummy), default=0)
+    lengths = (len(info.dst_kv_indices) for info in list(infos.values()) if not info.is_dummy)
+    return min(lengths, default=UNBOUNDED_PAGES)
 
 
 def fail_room(transfers: Transfers, room: int, reason: str) -> None:

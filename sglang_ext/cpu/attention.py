@@ -42,9 +42,11 @@ def extend(
         )  # fmt: skip
     scale, grouped = options.get("scaling"), options.get("enable_gqa", False)
     start = 0
-    for pool_index, length, new in zip(
-        req_pool_indices.tolist(), seq_lens.tolist(), extend_seq_lens.tolist(), strict=True
+    # `seq_lens` does not count what a verify step computes.
+    for pool_index, before, new in zip(
+        req_pool_indices.tolist(), extend_prefix_lens.tolist(), extend_seq_lens.tolist(), strict=True
     ):
+        length = before + new
         slots = req_to_token[pool_index, :length]
         # [tokens, heads, size] -> [1, heads, tokens, size]
         queries = query[start : start + new].transpose(0, 1).unsqueeze(0)

@@ -8,18 +8,33 @@ and joins the requests whose KV is arriving, without a new handshake.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
 
 from sglang_ext import compat, protocol
-from sglang_ext.engine.host import Entry, SessionHost, Waiter, heard
-from sglang_ext.engine.metrics import Metrics
+from sglang_ext.engine.host import Entry, SessionHost, T, Waiter, heard
+from sglang_ext.engine.metrics import SessionMetrics
+from sglang_ext.engine.peers import Peers
 from sglang_ext.sessions import Refused, Session, SessionTable
 
 _AHEAD_TOKENS = 128
 """Room reserved beyond the known tokens, so that a commit with a short tail needs no new pages."""
 
-_PEER_RETRY_S = 1.0
-_PEER_ATTEMPTS = 10
+_PEER_PATIENCE_S = 15.0
+"""A session whose prefill worker is not found for this long is lost."""
+
+_FIRST_WORD_S = 0.1
+"""For a prefill worker that no transfer has come from yet; SGLang asks again after a second."""
+
+_MAX_REST_TOKENS = 64
+"""A pass over so many tokens takes hardly longer than a step, for which all that decodes waits."""
+
+_PAGES_AHEAD, _STEPS_AHEAD = 2, 32
+"""What to have free for each running request, so that none is retracted before sessions that end have drained: so many
+pages, and tokens where pages are short."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -36,8 +51,9 @@ class Reservation(Entry):
     """This rank has found its prefill worker."""
     linked: bool = False
     """Every rank has, and has told it where the pages are."""
-    attempts: int = 0
-    attempted_at: float = 0.0
+    began_at: float = field(default_factory=time.monotonic)
+    landed: int | None = None
+    """How much KV has come, where the prefill worker computes no more."""
 
 
 @dataclass(eq=False)
@@ -50,7 +66,9 @@ class _Drain:
 
 
 class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
-    def __init__(self, scheduler: compat.DecodeScheduler, table: SessionTable, metrics: Metrics | None) -> None:
+    computes_rest = True
+
+    def __init__(self, scheduler: compat.DecodeScheduler, table: SessionTable, metrics: SessionMetrics | None) -> None:
         super().__init__(scheduler, table, metrics)
         self._tree = scheduler.tree_cache
         self._allocator = scheduler.token_to_kv_pool_allocator
@@ -58,7 +76,11 @@ class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
         self._queue = scheduler.disagg_decode_prealloc_queue
         self._transfers = self._queue.kv_manager
         self._slots = scheduler.req_to_metadata_buffer_idx_allocator
+        self._peers = Peers(partial(compat.connect, self._transfers))
         self._drains: list[_Drain] = []
+        self._max_rest = max(self.page_size, _MAX_REST_TOKENS)
+        self._passed: compat.PromptBatch | None = None
+        """The pass over the rest of prompts whose requests do not decode yet."""
         self._head: object = None
         """First ordinary request that waited for memory when the last turn began."""
 
@@ -102,7 +124,28 @@ class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
 
     def take_request(self, entry: Reservation, request: compat.Req) -> None:
         entry.committed = request
-        self._start_commit(entry, request)
+        if not entry.session.rest:
+            self._start_commit(entry, request)
+
+    def tell_load(self, told: T) -> T:
+        if isinstance(told, protocol.SessionsStatus):
+            return msgspec.structs.replace(told, max_rest_tokens=self._max_rest)
+        return told
+
+    # Requests without a session
+
+    def finds(self, address: str) -> bool:
+        """Whether the prefill worker at `address` is known; if not it is looked up. SGLang would do that here, and
+        whoever takes the connection and says nothing would hold all that decodes.
+        """
+        if compat.is_connected(self._transfers, address):
+            return True
+        self._peers.look_up(address, _FIRST_WORD_S)
+        return compat.is_connected(self._transfers, address)
+
+    def looking_up(self) -> bool:
+        """Whether this is a thread of a look-up, which asks SGLang."""
+        return self._peers.looking_up()
 
     # The event loop
 
@@ -113,8 +156,9 @@ class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
                 self._find_peer(entry)
         self._link([entry for entry in self.entries.values() if entry.ending is None and not entry.linked])
         for entry in tuple(self.entries.values()):
-            if entry.ending is None and entry.committed is not None:
+            if entry.ending is None and entry.committed is not None and not entry.session.rest:
                 self._start_commit(entry, entry.committed)
+        self._spare_running()
         self._relieve_starving()
         self._resolve_drains()
 
@@ -183,17 +227,17 @@ class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
     # The transfer
 
     def _find_peer(self, entry: Reservation) -> None:
-        now = time.monotonic()
-        if entry.found or now - entry.attempted_at < _PEER_RETRY_S:
+        """Begin the transfer once its prefill worker is known."""
+        if entry.found:
             return
-        entry.attempted_at, entry.attempts = now, entry.attempts + 1
-        if not self._transfers.try_ensure_parallel_info(entry.peer):
-            if entry.attempts >= _PEER_ATTEMPTS:
-                reason = f"the prefill worker at {entry.peer} does not answer"
-                compat.fail_room(self._transfers, entry.session.room, reason)
+        if compat.is_connected(self._transfers, entry.peer):
+            entry.receiver.init(0)
+            entry.found = entry.receiver.conclude_state is None
             return
-        entry.receiver.init(0)
-        entry.found = entry.receiver.conclude_state is None
+        problem = self._peers.look_up(entry.peer)
+        if time.monotonic() - entry.began_at > _PEER_PATIENCE_S:
+            reason = f"the prefill worker at {entry.peer} is not found: {problem or 'it does not answer'}"
+            compat.fail_room(self._transfers, entry.session.room, reason)
 
     def _link(self, entries: list[Reservation]) -> None:
         """Tell the prefill workers of those `entries` that are found on all ranks where the pages are."""
@@ -208,11 +252,13 @@ class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
         if not entry.linked:
             return
         row = self._rows.req_to_token[entry.owner.kv.req_pool_idx, : entry.session.held]
+        # What is announced may be written at once.
+        compat.settle_forward(self.scheduler)
         pages = compat.pages_to_transfer(self._allocator, row)
         compat.announce(entry.receiver, pages, entry.slot)
 
     def _poll_transfers(self) -> None:
-        entries = [entry for entry in self.entries.values() if entry.ending is None]
+        entries = [entry for entry in self.entries.values() if entry.ending is None and entry.landed is None]
         for entry in entries:
             if entry.linked:
                 # The transfer's patience counts from the commit; until then the session's time to live holds.
@@ -221,6 +267,13 @@ class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
         for entry, poll in zip(entries, polls, strict=True):
             if poll == compat.KVPoll.Failed and entry.ending is None:
                 self.drop(entry, *heard(compat.failure_of(self._transfers, entry.session.room)))
+        ended = [entry for entry, poll in zip(entries, polls, strict=True) if poll == compat.KVPoll.Success]
+        buffers = self.scheduler.disagg_metadata_buffers
+        told = [compat.landed(buffers, entry.slot, entry.session.room) for entry in ended]
+        ready = compat.all_ranks([tokens is not None for tokens in told], self._queue.gloo_group)
+        for entry, tokens, go in zip(ended, told, ready, strict=True):
+            if go:
+                entry.landed = tokens
 
     # The commit
 
@@ -249,13 +302,96 @@ class DecodeHost(SessionHost[Reservation, compat.DecodeScheduler]):
         entry.ending = ("committed", "it was committed")
         self.finish(entry)
 
+    # What the prefill worker has left to compute
+
+    def next_batch(
+        self, plan: Callable[[compat.PromptBatch], compat.NextBatchPlan], running: compat.PromptBatch
+    ) -> compat.NextBatchPlan:
+        """A pass over the rest of prompts, if there are some, goes before the next step; behind it their requests join
+        those that are `running`."""
+        passed, self._passed = self._passed, None
+        if passed is not None:
+            passed.filter_batch()
+            if running.is_empty():
+                running = passed
+            elif not passed.is_empty():
+                running.merge_batch(passed)
+        ready = self._ready(self.scheduler.max_running_requests - len(running.reqs))
+        if not ready:
+            return plan(running)
+        # The last tokens of those that run may not be read yet; what has ended has no place in a batch.
+        running.filter_batch()
+        self._passed = compat.prompt_batch(self.scheduler, [self._go_on(entry) for entry in ready])
+        return compat.make_plan(batch_to_run=self._passed, running_batch=running)
+
+    def _ready(self, most: int) -> list[Reservation]:
+        """Of sessions whose prompt's rest is to be computed here those for which there is room, `most` at most."""
+        waiting = [
+            entry
+            for entry in tuple(self.entries.values())
+            if entry.ending is None and entry.committed is not None and entry.session.rest and entry.landed is not None
+        ]
+        if not waiting:
+            return []
+        ready: list[Reservation] = []
+        room = compat.unused_tokens(self.scheduler)
+        for entry in waiting:
+            assert entry.landed is not None
+            rest = len(entry.session.ids) - entry.landed
+            if not 0 < rest <= self._max_rest or entry.landed > entry.session.held:
+                self.drop(entry, "lost", f"{rest} tokens are left to compute")
+                continue
+            # Beside what it gives back.
+            wanted = self._whole_pages(rest) + self.page_size - (entry.session.held - entry.landed)
+            if len(ready) < most and wanted <= room:
+                room -= wanted
+                ready.append(entry)
+        return ready
+
+    def _go_on(self, entry: Reservation) -> compat.Req:
+        """Let the committed request take over what there is."""
+        session, kv, request = entry.session, entry.owner.kv, entry.committed
+        assert request is not None
+        assert entry.landed is not None
+        if session.held > entry.landed:
+            compat.cut_row(self._tree, kv, entry.landed)
+        request.kv = entry.owner.detach_kv()
+        compat.begin_behind(request.kv, request, entry.landed)
+        entry.started = True
+        entry.ending = ("committed", "it was committed")
+        compat.clear_metadata(self.scheduler.disagg_metadata_buffers, entry.slot)
+        self._slots.free(entry.slot)
+        entry.receiver.clear()
+        self.finish(entry)
+        return request
+
     # Memory
+
+    def _spare_running(self) -> None:
+        """Sessions that wait for their callers end before a running answer is retracted for want of memory, and while
+        one that was waits to come back.
+        """
+        draining = sum(drain.entry.session.held for drain in self._drains)
+        wanted = max(_PAGES_AHEAD * self.page_size, _STEPS_AHEAD) * len(self.scheduler.running_batch.reqs)
+        missing = wanted - compat.unused_tokens(self.scheduler) - draining
+        if self._queue.retracted_queue:
+            missing = max(missing, -compat.free_tokens(self.scheduler) - draining)
+        for session in self.table.idlest():
+            if missing <= 0:
+                return
+            missing -= session.held
+            self.drop(self.entries[session.id], "lost", "its memory went to running requests")
 
     def _relieve_starving(self) -> None:
         """Nothing decodes and nothing arrives, though requests wait for memory: end the idlest session."""
         queue = self._queue
         waiting = [*queue.retracted_queue, *(waiting for waiting in queue.queue if waiting.waiting_for_input)]
-        waiting += [entry for entry in self.entries.values() if entry.committed is not None and entry.linked]
+        # What a prefill worker is about to finish waits for that, not for memory.
+        waiting += [
+            entry
+            for entry in self.entries.values()
+            if entry.committed is not None and entry.linked and (entry.landed is not None or not entry.session.rest)
+        ]
         head, self._head = self._head, waiting[0] if waiting else None
         if head is None or head is not self._head or self._drains:
             return

@@ -10,14 +10,20 @@ from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sglang_ext import compat, protocol
-from sglang_ext.engine import messages
+from sglang_ext.door import COMMIT_MARK, REST_MARK
+from sglang_ext.engine import drafting, messages
 from sglang_ext.engine.decode import DecodeHost
-from sglang_ext.engine.metrics import Metrics
+from sglang_ext.engine.metrics import SessionMetrics
 from sglang_ext.engine.prefill import PrefillHost
 from sglang_ext.sessions import Limits, SessionTable
 from sglang_ext.settings import from_environment
 
 logger = logging.getLogger(__name__)
+
+_RELEASE_TURNS = 6200
+"""Of 5 ms: what a prefill worker that has gone does not acknowledge is free after 30 s."""
+
+_CPU_PAUSE_S = 0.0005
 
 _host: PrefillHost | DecodeHost | None = None
 _refusal: protocol.Problem | None = None
@@ -53,11 +59,13 @@ def start_host(result: None, scheduler: compat.Scheduler) -> None:
         _host = DecodeHost(compat.as_decode(scheduler), table, _metrics("decode"))
 
 
-def _metrics(role: str) -> Metrics | None:
-    return Metrics(role) if compat.is_first_rank() and compat.metrics_enabled() else None
+def _metrics(role: str) -> SessionMetrics | None:
+    return SessionMetrics(role) if compat.is_first_rank() and compat.metrics_enabled() else None
 
 
 def _handle(call: messages.SessionCall) -> messages.SessionAnswer | None:
+    if call.kind == "drafts":
+        return drafting.answer(call)
     if _host is not None:
         return _host.handle(call)
     assert _refusal is not None
@@ -65,6 +73,7 @@ def _handle(call: messages.SessionCall) -> messages.SessionAnswer | None:
 
 
 def after_input(result: None, scheduler: object, recv_reqs: object) -> None:
+    drafting.tick()
     if _host is not None:
         _host.tick()
 
@@ -84,7 +93,8 @@ def around_generate(
     **options: P.kwargs,
 ) -> R | None:
     params = recv_req.session_params
-    if _host is None or params is None or params.rid != messages.COMMIT_MARK or _host.generate(recv_req, params):
+    commits = params is not None and params.rid in (COMMIT_MARK, REST_MARK)
+    if _host is None or params is None or not commits or _host.generate(recv_req, params):
         return original(scheduler, recv_req, *args, **options)
     return None
 
@@ -102,9 +112,21 @@ def around_flush(original: Callable[P, bool], *args: P.args, **options: P.kwargs
     return original(*args, **options)
 
 
+def around_release_memory(
+    original: Callable[Concatenate[object, P], R], manager: object, *args: P.args, **options: P.kwargs
+) -> R:
+    """The pools go away under the sessions, and what decode announced must not be written any more."""
+    if _host is not None:
+        _host.end_all("the worker's memory was released", turns=_RELEASE_TURNS)
+    return original(manager, *args, **options)
+
+
 def around_sleep(original: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
     if _host is None or not _host.must_not_sleep():
         original(*args, **options)
+    else:
+        # Threads that post and receive want the interpreter meanwhile; on a CPU worker the core as well.
+        time.sleep(_CPU_PAUSE_S if compat.cpu_engine_requested() else 0.0)
 
 
 def add_records(result: dict[str, compat.Kv], tree: object) -> dict[str, compat.Kv]:
@@ -142,6 +164,22 @@ def after_prefill_result(_result: None, scheduler: object, batch: compat.Batch, 
         _host.batch_done(batch)
 
 
+def around_next_batch(
+    original: Callable[Concatenate[object, P], R], scheduler: object, *args: P.args, **options: P.kwargs
+) -> R:
+    choose = partial(original, scheduler, *args, **options)
+    return _host.choose(choose) if isinstance(_host, PrefillHost) else choose()
+
+
+def around_next_decode_batch(
+    original: Callable[[object, compat.PromptBatch], compat.NextBatchPlan],
+    scheduler: object,
+    running_batch: compat.PromptBatch,
+) -> compat.NextBatchPlan:
+    plan = partial(original, scheduler)
+    return _host.next_batch(plan, running_batch) if isinstance(_host, DecodeHost) else plan(running_batch)
+
+
 def around_run_batch(
     original: Callable[Concatenate[object, compat.Batch, P], R],
     scheduler: object,
@@ -150,7 +188,7 @@ def around_run_batch(
     **options: P.kwargs,
 ) -> R:
     global _without_logits
-    _without_logits = isinstance(_host, PrefillHost) and _host.has_only_appends(batch)
+    _without_logits = isinstance(_host, PrefillHost) and _host.batch_launched(batch)
     try:
         return original(scheduler, batch, *args, **options)
     finally:
@@ -173,12 +211,41 @@ def around_send(
         original(scheduler, req, last_chunk, end_idx)
 
 
+def around_early_send(
+    original: Callable[Concatenate[object, compat.Req, P], None],
+    scheduler: object,
+    req: compat.Req,
+    *args: P.args,
+    **options: P.kwargs,
+) -> None:
+    """A cached prefix may be that of a request whose forward pass has not written it yet, and NIXL waits for no event
+    before it reads. A session's goes out with the first chunk that is computed after it.
+    """
+    if not isinstance(_host, PrefillHost) or not _host.sends(req):
+        original(scheduler, req, *args, **options)
+
+
 def after_next_round(
     result: None, request: compat.Req, tree_cache: compat.TreeCache | None = None, cow_mamba: object = None
 ) -> None:
-    """Without a radix tree a request that begins with a row of KV is matched to nothing: it has what is in the row."""
-    if tree_cache is not None and request.kv.holds_kv and not tree_cache.supports_prefix_sharing():
+    """Without a radix tree a session's request, which begins with a row of KV, is matched to nothing: it has what is in
+    the row. On a decode worker a request that has its KV is matched, too; how much of it was cached SGLang knows.
+    """
+    if tree_cache is None or not isinstance(_host, PrefillHost) or not _host.sends(request):
+        return
+    if request.kv.holds_kv and not tree_cache.supports_prefix_sharing():
         request.prefix_len = min(request.kv.kv_committed_len, len(request.full_untruncated_fill_ids))
+
+
+def around_parallel_info(original: Callable[[object, str], bool], manager: object, bootstrap_addr: str) -> bool:
+    """What a request names as its prefill worker may be anything, and what it says of itself, too."""
+    if isinstance(_host, DecodeHost) and not _host.looking_up():
+        return _host.finds(bootstrap_addr)
+    try:
+        return original(manager, bootstrap_addr)
+    except Exception:
+        logger.exception("%s is no prefill worker for this decode worker", bootstrap_addr)
+        return False
 
 
 HOOKS = (
@@ -193,6 +260,9 @@ HOOKS = (
     compat.Hook(compat.ABORT_REQUEST, "before", before_abort, "an abort by id, or of all, ends sessions as well"),
     compat.Hook(compat.FLUSH_CACHE, "around", around_flush, "a flush clears the pools under the sessions"),
     compat.Hook(
+        compat.RELEASE_MEMORY, "around", around_release_memory, "released memory is not the sessions' any more"
+    ),
+    compat.Hook(
         compat.SLEEP_ON_IDLE, "around", around_sleep, "a commit may wait for its peer, which no message announces"
     ),
     compat.Hook(
@@ -203,13 +273,27 @@ HOOKS = (
         compat.BOOTSTRAP_ADD, "around", around_bootstrap_add, "a committed request takes over its session's transfer"
     ),
     compat.Hook(
+        compat.PARALLEL_INFO, "around", around_parallel_info, "a request that names no prefill worker fails alone"
+    ),
+    compat.Hook(
         compat.PREALLOC_ADD, "around", around_prealloc_add, "a committed request takes over its session's pages"
     ),
     compat.Hook(
         compat.PREFILL_RESULT, "after", after_prefill_result, "an append that is through leaves its KV to the session"
     ),
-    compat.Hook(compat.RUN_BATCH, "around", around_run_batch, "tells the next hook of a batch that has only appends"),
+    compat.Hook(
+        compat.NEXT_BATCH, "around", around_next_batch, "an append gives way: none begins while another request waits"
+    ),
+    compat.Hook(
+        compat.NEXT_DECODE_BATCH, "around", around_next_decode_batch, "decode computes what is left of a prompt itself"
+    ),
+    compat.Hook(
+        compat.RUN_BATCH, "around", around_run_batch, "when a pass begins; tells the next hook of one of appends alone"
+    ),
     compat.Hook(compat.LOGITS_FORWARD, "around", around_logits, "appends need no logits: the LM head is left out"),
+    compat.Hook(
+        compat.EARLY_SEND, "around", around_early_send, "a cached prefix may still be written, and NIXL does not wait"
+    ),
     compat.Hook(
         compat.SEND_KV_CHUNK, "around", around_send, "an append's last chunk is not the transfer's last"
     ),

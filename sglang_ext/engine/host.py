@@ -12,15 +12,16 @@ from typing import Generic, TypeVar
 import msgspec
 
 from sglang_ext import compat, protocol
+from sglang_ext.door import REST_MARK
 from sglang_ext.engine import messages
-from sglang_ext.engine.metrics import Metrics
+from sglang_ext.engine.metrics import SessionMetrics
 from sglang_ext.sessions import Ending, Refused, Session, SessionTable
 
 logger = logging.getLogger(__name__)
 
 _PUBLISH_INTERVAL_S = 0.5
 
-_END_TURNS = 200
+END_TURNS = 200
 _END_TURN_S = 0.005
 
 _SAID: tuple[Ending, ...] = ("closed", "expired", "lost")
@@ -33,6 +34,10 @@ class Waiter:
     call: messages.SessionCall
     received_at: float
     tokens: int
+    began_at: float | None = None
+    """When the first forward pass began that computed tokens of it."""
+    computed_s: float = 0.0
+    """In such passes."""
 
 
 @dataclass(eq=False)
@@ -52,6 +57,7 @@ class Entry:
 
 E = TypeVar("E", bound=Entry)
 S = TypeVar("S", bound=compat.Scheduler)
+T = TypeVar("T", protocol.SessionReply, protocol.SessionsStatus)
 
 
 class SessionHost(ABC, Generic[E, S]):
@@ -59,7 +65,10 @@ class SessionHost(ABC, Generic[E, S]):
     messages that SGLang broadcasts, or from polls that are reduced over the ranks. Only the first rank's clock counts.
     """
 
-    def __init__(self, scheduler: S, table: SessionTable, metrics: Metrics | None) -> None:
+    computes_rest = False
+    """Whether what a commit leaves to compute can be computed here."""
+
+    def __init__(self, scheduler: S, table: SessionTable, metrics: SessionMetrics | None) -> None:
         self.scheduler = scheduler
         self.table = table
         self.page_size = scheduler.token_to_kv_pool_allocator.page_size
@@ -75,13 +84,15 @@ class SessionHost(ABC, Generic[E, S]):
         request = call.request()
         try:
             if request is None:
-                return messages.answer(call, self.table.status(self.page_bytes()))
+                return messages.answer(call, self.tell_load(self.table.status(self.page_bytes())))
             if isinstance(request, list):
                 for session_id in request:
                     self._expire(session_id)
                 return None
             if isinstance(request, protocol.CloseRequest):
                 return self._close(call, request)
+            if isinstance(request, protocol.FinishRequest):
+                return self._finish(call, request)
             if isinstance(request, protocol.OpenRequest):
                 session = self.table.open(request)
                 if session.id not in self.entries:
@@ -99,7 +110,8 @@ class SessionHost(ABC, Generic[E, S]):
     def generate(self, request: compat.TokenizedGenerate, params: compat.SessionParams) -> bool:
         """A generate request that commits a session: complete it from what is known. Returns whether to go on."""
         try:
-            session = self.table.commit(params.id, params.offset or 0, request.input_ids)
+            rest = params.rid == REST_MARK and self.computes_rest
+            session = self.table.commit(params.id, params.offset or 0, request.input_ids, rest)
         except Refused as refusal:
             problem = refusal.problem
             abort = _abort(request.rid, int(problem.http_status), msgspec.json.encode(problem).decode())
@@ -133,12 +145,14 @@ class SessionHost(ABC, Generic[E, S]):
             if everything or entry.session.id == request_id:
                 self.drop(entry, "closed", "it was aborted")
 
-    def end_all(self, reason: str) -> bool:
-        """End every session and wait a moment until all of their memory is free. Returns whether it is."""
+    def end_all(self, reason: str, turns: int = END_TURNS) -> bool:
+        """End every session and wait a moment until all of their memory is free, for `turns` of 5 ms at most. Returns
+        whether it is.
+        """
         for entry in tuple(self.entries.values()):
             self.drop(entry, "lost", reason)
         # A number of turns, not a time: every rank makes the same number.
-        for _ in range(_END_TURNS):
+        for _ in range(turns):
             if not self.entries:
                 break
             time.sleep(_END_TURN_S)
@@ -173,7 +187,7 @@ class SessionHost(ABC, Generic[E, S]):
         assert entry.ending is not None
         freed = entry.session.held
         for waiter in entry.waiters:
-            self._send(messages.answer(waiter.call, entry.session.reply(time.monotonic() - waiter.received_at)))
+            self._send(self._reply(entry, waiter))
         del self.entries[entry.session.id]
         self.table.end(entry.session, *entry.ending)
         for call in entry.closers:
@@ -190,16 +204,26 @@ class SessionHost(ABC, Generic[E, S]):
             self._metrics.publish(self.table)
 
     def answer_waiters(self, entry: E) -> None:
-        now = time.monotonic()
         left = []
         for waiter in entry.waiters:
             if self.is_done(entry, waiter):
-                self._send(messages.answer(waiter.call, entry.session.reply(now - waiter.received_at)))
+                self._send(self._reply(entry, waiter))
             else:
                 left.append(waiter)
         entry.waiters = left
 
+    def _reply(self, entry: E, waiter: Waiter) -> messages.SessionAnswer:
+        began = waiter.received_at if waiter.began_at is None else waiter.began_at
+        reply = entry.session.reply(
+            time.monotonic() - waiter.received_at, began - waiter.received_at, waiter.computed_s
+        )
+        return messages.answer(waiter.call, self.tell_load(reply))
+
     # What the roles differ in
+
+    def tell_load(self, told: T) -> T:
+        """`told`, with what the worker's forward passes took and what waits for one."""
+        return told
 
     @abstractmethod
     def begin(self, session: Session, request: protocol.OpenRequest) -> E:
@@ -216,6 +240,11 @@ class SessionHost(ABC, Generic[E, S]):
     @abstractmethod
     def take_request(self, entry: E, request: compat.Req) -> None:
         """SGLang made the committed request: let it take over."""
+
+    def end_here(self, entry: E) -> bool:
+        """Begin to end the session's part on this worker, if the other one can go on without it. Returns whether it
+        can; `finish` is called when the part has ended."""
+        return False
 
     def may_expire(self, entry: E) -> bool:
         """Whether the session waits for somebody outside this worker."""
@@ -263,6 +292,14 @@ class SessionHost(ABC, Generic[E, S]):
             return messages.answer(call, protocol.CloseReply(session_id=request.session_id, freed_tokens=0))
         entry.closers.append(call)
         self.drop(entry, "closed", "it was closed")
+        return None
+
+    def _finish(self, call: messages.SessionCall, request: protocol.FinishRequest) -> messages.SessionAnswer | None:
+        entry = self.entries[self.table.find(request.session_id).id]
+        if not self.end_here(entry):
+            raise Refused("closed", f"session {request.session_id!r} is not computed as far as it is known")
+        self.table.finish(request.session_id)
+        entry.closers.append(call)
         return None
 
     def _expire(self, session_id: str) -> None:

@@ -8,19 +8,18 @@ import msgspec
 
 from sglang_ext import compat, protocol
 
-Kind = Literal["open", "append", "close", "status", "expire"]
-Request = protocol.OpenRequest | protocol.AppendRequest | protocol.CloseRequest
+Kind = Literal["open", "append", "finish", "close", "status", "drafts", "expire"]
+Request = protocol.OpenRequest | protocol.AppendRequest | protocol.FinishRequest | protocol.CloseRequest
 
 _REQUESTS: dict[Kind, Any] = {
     "open": protocol.OpenRequest,
     "append": protocol.AppendRequest,
+    "finish": protocol.FinishRequest,
     "close": protocol.CloseRequest,
     "status": None,
+    "drafts": None,
     "expire": list[str],
 }
-
-COMMIT_MARK = "incremental-prefill"
-"""`session_params.rid` of a generate request that commits a session of ours (`id` the session, `offset` the number)."""
 
 
 class SessionCall(compat.BaseReq, kw_only=True):

@@ -1,13 +1,15 @@
-"""Sessions on the worker's `/metrics`."""
+"""Sessions and drafts on the worker's `/metrics`. Made in the scheduler process of the first rank only."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
-from sglang_ext.protocol import SessionCounters
+from sglang_ext.protocol import DraftCounters, SessionCounters
 from sglang_ext.sessions import SessionTable
 
-_COUNTERS = {
+_SESSIONS = {
     "opened": "Sessions opened.",
     "refused": "Opens refused for want of a place.",
     "committed": "Sessions committed.",
@@ -21,20 +23,41 @@ _COUNTERS = {
     "lets_go": "Times the KV of a session was let go.",
     "recomputed_tokens": "Tokens computed again because their KV had been let go.",
 }
+_DRAFTS = {
+    "requests": "Requests decoded with drafts.",
+    "steps": "Steps of requests that are decoded with drafts.",
+    "drafted": "Tokens that were drafted and verified.",
+    "accepted": "Drafted tokens that became an answer's.",
+}
 
 
-class Metrics:
-    """Mirrors a table's counters into Prometheus. Made in the scheduler process of the first rank only."""
+class _Counters:
+    """Numbers that only grow, mirrored into Prometheus: each by its name behind a prefix, all with the same labels."""
+
+    def __init__(self, prefix: str, texts: Mapping[str, str], labels: Mapping[str, str]) -> None:
+        # SGLang points prometheus_client at its multiprocess directory first.
+        from prometheus_client import Counter
+
+        counters = {name: Counter(f"{prefix}_{name}", text, tuple(labels)) for name, text in texts.items()}
+        self._counters = {name: each.labels(**labels) if labels else each for name, each in counters.items()}
+        self._seen = dict.fromkeys(texts, 0)
+
+    def publish(self, counts: msgspec.Struct) -> None:
+        """`counts` has a field of each name."""
+        for name, counter in self._counters.items():
+            if (grown := getattr(counts, name) - self._seen[name]) > 0:
+                counter.inc(grown)
+                self._seen[name] += grown
+
+
+class SessionMetrics:
+    """Mirrors a table."""
 
     def __init__(self, role: str) -> None:
-        # SGLang points prometheus_client at its multiprocess directory first.
-        from prometheus_client import Counter, Gauge
+        from prometheus_client import Gauge
 
         labels = {"role": role}
-        self._counters = {
-            name: Counter(f"graft_session_{name}", text, labels.keys()).labels(**labels)
-            for name, text in _COUNTERS.items()
-        }
+        self._counters = _Counters("graft_session", _SESSIONS, labels)
         self._sessions = Gauge(
             "graft_sessions", "Sessions by state.", (*labels, "state"), multiprocess_mode="mostrecent"
         )
@@ -42,15 +65,28 @@ class Metrics:
             "graft_session_held_tokens", "Tokens whose KV is held for sessions.", labels, multiprocess_mode="mostrecent"
         ).labels(**labels)
         self._role = role
-        self._seen = SessionCounters()
 
     def publish(self, table: SessionTable) -> None:
-        counters = table.counters
-        for name, counter in self._counters.items():
-            if (grown := getattr(counters, name) - getattr(self._seen, name)) > 0:
-                counter.inc(grown)
-        self._seen = msgspec.structs.replace(counters)
+        counters: SessionCounters = table.counters
+        self._counters.publish(counters)
         states = [session.state for session in table]
         for state in ("open", "committed"):
             self._sessions.labels(role=self._role, state=state).set(states.count(state))
         self._held.set(table.held_tokens())
+
+
+class DraftMetrics:
+    """Mirrors what a drafter counts."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter
+
+        self._counters = _Counters("graft_drafts", _DRAFTS, {})
+        self._without = Counter("graft_drafts_without", "Requests decoded without drafts.", ["reason"])
+        self._seen: dict[str, int] = {}
+
+    def publish(self, counts: DraftCounters) -> None:
+        self._counters.publish(counts)
+        for reason, count in counts.without.items():
+            self._without.labels(reason=reason).inc(count - self._seen.get(reason, 0))
+        self._seen = dict(counts.without)

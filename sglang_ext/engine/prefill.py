@@ -14,14 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
+
+import msgspec
 
 from sglang_ext import compat, protocol
-from sglang_ext.engine.host import Entry, SessionHost, Waiter, farewell
-from sglang_ext.engine.metrics import Metrics
+from sglang_ext.engine.host import Entry, SessionHost, T, Waiter, farewell
+from sglang_ext.engine.metrics import SessionMetrics
+from sglang_ext.passes import PassLog
 from sglang_ext.sessions import Refused, Session, SessionTable, common_prefix
 
-_UNBOUNDED_PAGES = 2**62
-"""Told to the transfer until the commit, so that no page it sends looks like the last."""
+R = TypeVar("R")
 
 _FORGET_ROOM_S = 60.0
 """Metadata from the decode worker may still arrive this long after a room's end."""
@@ -44,12 +47,14 @@ class Prompt(Entry):
     """Without a radix tree: the last append, whose row holds the KV."""
     running: compat.Req | None = None
     """The append that is queued or in the forward pass."""
+    finishing: bool = False
+    """All that it has is under way, and nothing follows: the decode worker goes on alone."""
     last_push: Callable[[], None] | None = None
     """The transfer's end, waiting for the decode worker to have room for all pages."""
 
 
 class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
-    def __init__(self, scheduler: compat.PrefillScheduler, table: SessionTable, metrics: Metrics | None) -> None:
+    def __init__(self, scheduler: compat.PrefillScheduler, table: SessionTable, metrics: SessionMetrics | None) -> None:
         super().__init__(scheduler, table, metrics)
         self._tree = scheduler.tree_cache
         self._shares = self._tree.supports_prefix_sharing()
@@ -62,6 +67,8 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
         self._appends = 0
         self._head: compat.Req | None = None
         """First of the waiting requests when the last turn began."""
+        self._passes = PassLog(time.monotonic, time.time)
+        self._pass_tokens = compat.pass_tokens(scheduler, self.page_size)
 
     # Calls
 
@@ -100,6 +107,15 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
             self._unqueue(entry, entry.running)
         self._start_commit(entry)
 
+    def end_here(self, entry: Prompt) -> bool:
+        session = entry.session
+        if not entry.linked or entry.running is not None or not 0 < session.held == session.pushed:
+            return False
+        entry.finishing = True
+        # The transfer's end: no pages are left, and in place of a first token goes how many tokens there are.
+        compat.send_end(self.scheduler, entry.sender, entry.slot, session.room, session.pushed)
+        return True
+
     # The event loop
 
     def watch(self) -> None:
@@ -125,7 +141,10 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
 
     def must_not_sleep(self) -> bool:
         return any(
-            entry.committed is not None or entry.ending is not None or (not entry.linked and entry.session.held)
+            entry.committed is not None
+            or entry.finishing
+            or entry.ending is not None
+            or (not entry.linked and entry.session.held)
             for entry in self.entries.values()
         )
 
@@ -135,10 +154,39 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
     def page_bytes(self) -> int:
         return self._transfers.kv_item_lens_sum
 
+    def tell_load(self, told: T) -> T:
+        ordinary = [request for request in self.scheduler.waiting_queue if not self._is_append(request)]
+        waiting = sum(len(request.origin_input_ids) for request in ordinary)
+        return msgspec.structs.replace(told, passes=self._passes.newest, waiting_tokens=waiting, load=self._passes.load)
+
     # What the hooks call
+
+    def batch_launched(self, batch: compat.Batch) -> bool:
+        """A batch goes into the forward pass. Returns whether it has appends and nothing else."""
+        only_appends = all(map(self._is_append, batch.reqs))
+        self._passes.launch(
+            batch.reqs[0], list(zip(batch.extend_lens, batch.prefix_lens, strict=True)), ordinary=not only_appends
+        )
+        return only_appends
+
+    def choose(self, choose: Callable[[], R]) -> R:
+        """Have `choose` take the next batch from the waiting requests. An append that has not begun gives way to all
+        others: it takes part in no batch while one of these waits.
+        """
+        waiting = self.scheduler.waiting_queue
+        appends = [request for request in waiting if self._is_append(request)]
+        if not appends or len(appends) == len(waiting):
+            return choose()
+        self.scheduler.waiting_queue = [request for request in waiting if not self._is_append(request)]
+        try:
+            return choose()
+        finally:
+            self.scheduler.waiting_queue = [*self.scheduler.waiting_queue, *appends]
 
     def batch_done(self, batch: compat.Batch) -> None:
         """SGLang has processed a batch's result: appends that are through leave their KV to the session."""
+        self._count_pass(batch)
+        self._finish_last_pushes()
         ended = False
         for request in batch.reqs:
             entry = self._requests.get(request.rid)
@@ -154,23 +202,43 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
             for entry in tuple(self.entries.values()):
                 self._prefill(entry)
 
-    def has_only_appends(self, batch: compat.Batch) -> bool:
-        requests = self._requests
-        return all((entry := requests.get(r.rid)) is not None and r is entry.running for r in batch.reqs)
+    def sends(self, request: compat.Req) -> bool:
+        """Whether pages of `request` are sent by its session."""
+        entry = self._requests.get(request.rid)
+        return entry is not None and (request is entry.running or request is entry.committed)
+
+    def _is_append(self, request: compat.Req) -> bool:
+        entry = self._requests.get(request.rid)
+        return entry is not None and request is entry.running
+
+    def _count_pass(self, batch: compat.Batch) -> None:
+        """What the pass took is known, and whose calls it was for."""
+        seconds = self._passes.end(batch.reqs[0])
+        if seconds is None:
+            return
+        began_at = time.monotonic() - seconds
+        for request in batch.reqs:
+            entry = self._requests.get(request.rid)
+            if entry is None or request is not entry.running:
+                continue
+            for waiter in entry.waiters:
+                # One that came meanwhile waits for the next.
+                if waiter.received_at <= began_at:
+                    waiter.began_at = began_at if waiter.began_at is None else waiter.began_at
+                    waiter.computed_s += seconds
 
     def send(self, request: compat.Req, end_index: int | None, finish: Callable[[int], None] | None) -> bool:
         """Send a chunk of a session's request. Returns whether it was one. `finish` is there at the last chunk: it lets
         SGLang send up to a token, with which the transfer ends.
         """
-        entry = self._requests.get(request.rid)
-        if entry is None or (request is not entry.running and request is not entry.committed):
+        if not self.sends(request):
             return False
+        entry = self._requests[request.rid]
         end = request.extend_end if end_index is None else end_index
         end = min(end, len(request.origin_input_ids))
         if finish is not None and request is entry.committed:
+            # It goes out in `batch_done`, once for the whole batch: all ranks get there alike.
             entry.last_push = partial(finish, end)
-            if self._is_alone():
-                self._finish_last_pushes()
             return True
         row = self.scheduler.req_to_token_pool.req_to_token[request.kv.req_pool_idx]
         self._push(entry, row, end)
@@ -183,6 +251,9 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
         """Queue what is known and not computed, if nothing of the session is under way."""
         session = entry.session
         target = session.whole_pages(self.page_size)
+        if self._pass_tokens is not None:
+            # One pass at a time: between two of them it gives way to others.
+            target = min(target, session.computed + self._pass_tokens)
         if entry.running is not None or entry.ending is not None or session.state != "open":
             return
         if target <= session.computed or self._sibling_computes_head(entry, target):
@@ -202,6 +273,8 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
             vocab_size=self.table.limits.vocabulary,
         )
         request.logprob_start_len = -1
+        # A neighbour's `min_new_tokens` is worked out over all of a batch.
+        request.tokenizer = self.scheduler.tokenizer
         request.disagg_kv_sender = entry.sender
         request.pending_bootstrap = False
         request.start_send_idx = session.pushed
@@ -214,14 +287,19 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
         compat.enqueue(self.scheduler, request)
 
     def _sibling_computes_head(self, entry: Prompt, target: int) -> bool:
-        """Whether a running append is computing pages at the end of what `entry` holds that both have in common."""
+        """Whether a request of another session is computing pages at the end of what `entry` holds that both have in
+        common.
+        """
         if not self._shares:
             return False
         session = entry.session
         for other in self.entries.values():
-            if other.running is None or other is entry:
+            computing = other.running
+            if other.started and other.last_push is None and other.ending is None:
+                computing = other.committed
+            if computing is None or other is entry:
                 continue
-            common = common_prefix(session.ids, other.running.origin_input_ids)
+            common = common_prefix(session.ids, computing.origin_input_ids)
             common = min(common, target) // self.page_size * self.page_size
             if common > session.held and common > other.session.held:
                 return True
@@ -333,10 +411,23 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
                 continue
             if poll == compat.KVPoll.Failed:
                 self.drop(entry, "lost", "the transfer to the decode worker failed")
+            elif entry.finishing:
+                if poll == compat.KVPoll.Success:
+                    self._finished(entry)
             elif poll != compat.KVPoll.Bootstrapping and not entry.linked:
                 entry.linked = True
                 entry.sender.pop_decode_prefix_len()
-                entry.sender.init(_UNBOUNDED_PAGES)
+                # Until the commit no page it sends looks like the last.
+                entry.sender.init(compat.UNBOUNDED_PAGES)
+
+    def _finished(self, entry: Prompt) -> None:
+        """The decode worker has all that there is."""
+        entry.ending = ("committed", "the decode worker went on with it")
+        self._release(entry)
+        self._slots.free(entry.slot)
+        entry.sender.clear()
+        self._ended_rooms.append((time.monotonic(), entry.session.room))
+        self.finish(entry)
 
     def _announced_pages(self, entry: Prompt) -> int:
         """Pages the decode worker has room for."""
@@ -450,8 +541,3 @@ class PrefillHost(SessionHost[Prompt, compat.PrefillScheduler]):
 
     def _waits(self, request: compat.Req) -> bool:
         return any(waiting is request for waiting in self.scheduler.waiting_queue)
-
-    # Ranks
-
-    def _is_alone(self) -> bool:
-        return self.scheduler.tp_size == 1

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ast
 import faulthandler
-import re
-import textwrap
 import time
-import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from shell_router.assess.choice import chosen_letter
 from shell_router.core.early_exit import BallotKind
+from shell_router.reading.formula import formula
+from shell_router.reading.letter import chosen_letter
+from shell_router.reading.program import parsed, program
 
 _MATH_S = 2
 """For parsing one answer or comparing two results (whole seconds: math-verify sets an alarm). What takes longer names
@@ -21,8 +20,6 @@ no answer, or is another one."""
 _STUCK_S = 10.0
 """A computation that no alarm can interrupt (one step of big-integer arithmetic) ends the process after this time."""
 
-_FENCE = re.compile(r"\s*(?P<fence>`{3,}|~{3,})\s*(?P<info>[^`\n]*)")
-_PYTHON = ("", "py", "python", "python3")
 _LAST_MARKS = " .,;:!?…。，；：！？"
 
 
@@ -57,7 +54,7 @@ def _sort_results(answers: Sequence[str], deadline: float) -> list[int | None]:
     numbers: list[int | None] = []
     for answer in answers:
         with _bounded(deadline):
-            result = math_verify.parse(answer, parsing_timeout=_MATH_S)
+            result = math_verify.parse(formula(answer), parsing_timeout=_MATH_S)
         number = None
         if result:
             for each, first in enumerate(firsts):
@@ -86,39 +83,13 @@ def _bounded(deadline: float) -> Iterator[None]:
 
 
 def _program(answer: str) -> Hashable | None:
-    """The last fenced block, or the whole text without one: as a syntax tree if it is Python, else without white space.
-
-    A block that is not closed goes to the end of the text.
-    """
-    language, code = _last_block(answer)
-    if language in _PYTHON:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)
-                tree = ast.parse(textwrap.dedent(code))
-            return ast.dump(tree) if tree.body else None
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            # Not Python, or (the last two) too deeply nested for the parser.
-            pass
-    return tuple(code.split()) or None
-
-
-def _last_block(text: str) -> tuple[str, str]:
-    """The last fenced block's language, in lower case, and its content."""
-    language, lines, fence = "", text.splitlines(), None
-    block: list[str] | None = None
-    for line in lines:
-        mark = _FENCE.fullmatch(line)
-        if fence is None:
-            if mark is not None:
-                fence, block = mark["fence"], []
-                language = (mark["info"].split() or [""])[0].lower()
-        elif mark is not None and mark["fence"].startswith(fence) and not mark["info"].strip():
-            fence = None
-        else:
-            assert block is not None
-            block.append(line)
-    return language, "\n".join(lines if block is None else block)
+    """The program as a syntax tree if it is Python, else without white space."""
+    block = program(answer)
+    if block is None:
+        return None
+    if block.is_python and (tree := parsed(block.code)) is not None:
+        return ast.dump(tree) if tree.body else None
+    return tuple(block.code.split()) or None
 
 
 def _plain_text(answer: str) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from shell_router.core.early_exit import BallotKind
+from shell_router.core.routing import Evidence
 
 
 class AssessError(Exception):
@@ -24,13 +25,20 @@ class Assessor(Protocol):
     async def similarities(self, run: str, agents: Sequence[str]) -> list[float]:
         """S_ij, from 0 to 1, for all pairs i < j of `agents`, row by row: (0, 1), (0, 2), ..., (1, 2), ...
 
-        All must have ended. A pair with an answer of no tokens has 0. Raises `AssessError`.
+        All must have ended. A pair with an answer of no tokens has 0. Raises `AssessError`, also where most of an
+        answer is in words that the model does not know.
         """
 
     async def ballots(self, answers: Sequence[str], kind: BallotKind) -> list[int | None]:
         """The number of each answer's equivalence class, from 0 in order of appearance; None for one without a vote.
 
         Raises `AssessError`.
+        """
+
+    async def evidence(self, tree: str, question: str) -> Mapping[str, Evidence]:
+        """What is known of how the members of the pool of `tree` answer questions like this one, by agent.
+
+        Waits a second or so at most. Raises `AssessError`.
         """
 
     def forget(self, run: str, agent: str | None = None) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
@@ -23,6 +24,7 @@ from shell_router.assess.wire import (
     encode,
 )
 from shell_router.config import ConfigError, EmbeddingConfig
+from shell_router.scores import ScoreTable
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Child:
         """Frames that have come: a process that says nothing for long is stuck."""
 
     @classmethod
-    async def start(cls, config: EmbeddingConfig | None) -> Child:
+    async def start(cls, config: EmbeddingConfig | None, scores: Sequence[ScoreTable] = ()) -> Child:
         """Raises `ConfigError` when the process cannot be had, or cannot load the model."""
         threads = str(config.threads if config is not None else 1)
         try:
@@ -58,7 +60,7 @@ class Child:
             raise ConfigError(f"the assessing process cannot be started: {error.strerror}") from error
         child = cls(process)
         try:
-            child.send(Setup(config))
+            child.send(Setup(config, tuple(scores)))
             async with asyncio.timeout(_START_S):
                 answer = await child.receive()
             path = config.path if config is not None else ""

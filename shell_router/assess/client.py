@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -19,7 +19,9 @@ from shell_router.assess.wire import (
     Compare,
     Embedded,
     Forget,
+    Found,
     Likeness,
+    Look,
     Refused,
     Request,
     Sort,
@@ -27,12 +29,16 @@ from shell_router.assess.wire import (
 )
 from shell_router.config import ConfigError, EmbeddingConfig
 from shell_router.core.early_exit import BallotKind
+from shell_router.core.routing import Evidence
 from shell_router.core.windows import Windows
+from shell_router.scores import ScoreTable
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30.0
 """Longest wait for one check without an `EmbeddingConfig`."""
+_EVIDENCE_S = 1.0
+"""Longest wait for what a scorer knows: a run begins after it."""
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 60.0
 _WAITING_CHARACTERS = 4 * 1024 * 1024
@@ -48,14 +54,17 @@ def check_ballots(kind: BallotKind) -> None:
 
 
 @asynccontextmanager
-async def open_assessor(config: EmbeddingConfig | None) -> AsyncIterator[AssessClient]:
-    """An assessor with the model of `config`, for ballots alone without one. Its process is gone at the end.
+async def open_assessor(
+    config: EmbeddingConfig | None, scores: Sequence[ScoreTable] = ()
+) -> AsyncIterator[AssessClient]:
+    """An assessor with the model of `config`, for ballots alone without one, that knows `scores`. Its process is gone
+    at the end.
 
     Raises `ConfigError` when the model cannot be loaded.
     """
     if config is not None and find_spec("sentence_transformers") is None:
         raise ConfigError('embedding: needs the package "sentence-transformers" (extra "early-exit")')
-    client = AssessClient(config, await Child.start(config))
+    client = AssessClient(config, await Child.start(config, scores), scores)
     keeper = asyncio.create_task(client.keep())
     try:
         yield client
@@ -83,7 +92,7 @@ class _Run:
 class _Check:
     """Who waits for an answer of the child."""
 
-    answer: asyncio.Future[Likeness | Classes]
+    answer: asyncio.Future[Likeness | Classes | Found]
     run: str | None = None
     agents: Collection[str] = ()
 
@@ -95,8 +104,9 @@ class _Check:
 class AssessClient:
     """`Assessor` over one child process at a time. `keep` must run; see `open_assessor`."""
 
-    def __init__(self, config: EmbeddingConfig | None, child: Child) -> None:
+    def __init__(self, config: EmbeddingConfig | None, child: Child, scores: Sequence[ScoreTable] = ()) -> None:
         self._config = config
+        self._scores = scores
         self._timeout_s = config.timeout_s if config is not None else _TIMEOUT_S
         self._child: Child | None = child
         self._waiting_characters = 0
@@ -143,6 +153,15 @@ class AssessClient:
         assert isinstance(answer, Classes)
         return list(answer.classes)
 
+    async def evidence(self, tree: str, question: str) -> Mapping[str, Evidence]:
+        try:
+            async with asyncio.timeout(_EVIDENCE_S):
+                answer = await self._ask(lambda number: Look(number, tree, question))
+        except TimeoutError:
+            raise AssessError(f"nothing was told of the question within {_EVIDENCE_S:g} s") from None
+        assert isinstance(answer, Found)
+        return answer.evidence
+
     def forget(self, run: str, agent: str | None = None) -> None:
         known = self._runs.get(run)
         if known is None:
@@ -168,6 +187,8 @@ class AssessClient:
             try:
                 while (answer := await child.receive()) is not None:
                     answered = self._take(answer) or answered
+            except Exception:
+                logger.exception("the assessing process cannot be listened to")
             finally:
                 self._child = None
                 self._lose("the assessing process ended")
@@ -181,7 +202,7 @@ class AssessClient:
         while True:
             await asyncio.sleep(min(_FIRST_RETRY_S * 2.0 ** min(failures, 10), _LAST_RETRY_S))
             try:
-                return await Child.start(self._config)
+                return await Child.start(self._config, self._scores)
             except ConfigError as error:
                 failures += 1
                 logger.warning("%s", error)
@@ -192,7 +213,7 @@ class AssessClient:
             case Embedded():
                 self._waiting_characters -= answer.characters
                 return False
-            case Likeness() | Classes():
+            case Likeness() | Classes() | Found():
                 # Who asked may have given up.
                 if (check := self._checks.get(answer.number)) is not None and not check.answer.done():
                     check.answer.set_result(answer)
@@ -232,7 +253,7 @@ class AssessClient:
 
     async def _ask(
         self, request: Callable[[int], Request], run: str | None = None, agents: Collection[str] = ()
-    ) -> Likeness | Classes:
+    ) -> Likeness | Classes | Found:
         """The child's answer to the request that `request` makes of a number. Raises `AssessError`."""
         child = self._child
         if child is None:

@@ -18,6 +18,7 @@ import msgspec
 from shell_router.assess.ballots import BallotError, sort_ballots
 from shell_router.assess.embedding import Embedder
 from shell_router.assess.likeness import RunAnswers
+from shell_router.assess.scorer import Scorer
 from shell_router.assess.wire import (
     LENGTH_BYTES,
     Answer,
@@ -25,7 +26,9 @@ from shell_router.assess.wire import (
     Compare,
     Embedded,
     Forget,
+    Found,
     Likeness,
+    Look,
     Ready,
     Refused,
     Request,
@@ -59,18 +62,19 @@ def main() -> int:
 
     setup = inbox.get()
     assert isinstance(setup, Setup)
-    embedder = None
+    embedder = scorer = None
     if setup.embedding is not None:
         # Progress bars would fill the router's log.
         os.environ["TQDM_DISABLE"] = "1"
         try:
             embedder = Embedder(setup.embedding)
+            scorer = Scorer(embedder.embed, setup.scores)
         except Exception as error:
             logger.exception("%s cannot be loaded", setup.embedding.path)
             send(Unfit(f"{type(error).__name__}: {error}"))
             return 1
     send(Ready(embedder.dimension if embedder is not None else None))
-    worker = Worker(embedder, inbox, send)
+    worker = Worker(embedder, inbox, send, scorer)
     while True:
         worker.turn()
 
@@ -79,19 +83,31 @@ class Worker:
     """What the main thread does, in turns: take in what has come, sort ballots, embed windows, compare."""
 
     def __init__(
-        self, embedder: Embedder | None, inbox: queue.SimpleQueue[Request], send: Callable[[Answer], None]
+        self,
+        embedder: Embedder | None,
+        inbox: queue.SimpleQueue[Request],
+        send: Callable[[Answer], None],
+        scorer: Scorer | None = None,
     ) -> None:
+        """`scorer` is for questions to be looked up."""
         self._embedder = embedder
         self._inbox = inbox
         self._send = send
+        self._scorer = scorer
         self._windows: list[Window] = []
         self._compares: list[Compare] = []
         self._sorts: list[Sort] = []
+        self._looks: list[Look] = []
         self._runs: dict[str, RunAnswers] = {}
 
     def turn(self) -> None:
         """Wait for something to do. Then do all checks that have come; without any, embed the oldest windows."""
         self._take_in()
+        for look in self._looks:
+            # First: a run waits for it.
+            known = self._scorer.evidence(look.tree, look.question) if self._scorer is not None else {}
+            self._send(Found(look.number, dict(known)))
+        self._looks.clear()
         for sort in self._sorts:
             self._send(_classes(sort))
         self._sorts.clear()
@@ -104,8 +120,7 @@ class Worker:
         for begin in range(0, len(needed), _BATCH):
             self._embed(needed[begin : begin + _BATCH])
         for compare in self._compares:
-            answers = self._runs.get(compare.run, RunAnswers())
-            self._send(Likeness(compare.number, tuple(answers.similarities(compare.agents))))
+            self._send(_likeness(compare, self._runs.get(compare.run, RunAnswers())))
         self._compares.clear()
 
     def _take_in(self) -> None:
@@ -124,6 +139,8 @@ class Worker:
                     self._compares.append(request)
                 case Sort():
                     self._sorts.append(request)
+                case Look():
+                    self._looks.append(request)
                 case Forget():
                     self._forget(request.run, request.agent)
                 case Setup():
@@ -144,8 +161,8 @@ class Worker:
         if not windows:
             return
         assert self._embedder is not None
-        for window, rows in zip(windows, self._embedder.embed([each.text for each in windows]), strict=True):
-            self._runs.setdefault(window.run, RunAnswers()).extend(window.agent, rows)
+        for window, text in zip(windows, self._embedder.embed([each.text for each in windows]), strict=True):
+            self._runs.setdefault(window.run, RunAnswers()).extend(window.agent, text)
         self._drop(windows)
 
     def _drop(self, windows: list[Window]) -> None:
@@ -154,6 +171,13 @@ class Worker:
             dropped = {id(each) for each in windows}
             self._windows = [each for each in self._windows if id(each) not in dropped]
             self._send(Embedded(sum(len(each.text) for each in windows)))
+
+
+def _likeness(compare: Compare, answers: RunAnswers) -> Likeness | Refused:
+    if unknown := answers.unknown(compare.agents):
+        told = ", ".join(unknown)
+        return Refused(compare.number, f"the embedding model does not know most of what these are written in: {told}")
+    return Likeness(compare.number, tuple(answers.similarities(compare.agents)))
 
 
 def _classes(sort: Sort) -> Classes | Refused:

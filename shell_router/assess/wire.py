@@ -11,6 +11,8 @@ import msgspec
 
 from shell_router.config import EmbeddingConfig
 from shell_router.core.early_exit import BallotKind
+from shell_router.core.routing import Evidence
+from shell_router.scores import ScoreTable
 
 _LENGTH = struct.Struct(">I")
 LENGTH_BYTES = _LENGTH.size
@@ -20,6 +22,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """The first frame. Without an embedding model the process only sorts ballots."""
 
     embedding: EmbeddingConfig | None
+    scores: tuple[ScoreTable, ...] = ()
+    """Of questions to be known; they need a model."""
 
 
 class Window(msgspec.Struct, frozen=True, tag="window"):
@@ -38,7 +42,7 @@ class Forget(msgspec.Struct, frozen=True, tag="forget"):
 
 
 class Compare(msgspec.Struct, frozen=True, tag="compare"):
-    """Asks for `Likeness`. Each window of these answers has been sent before."""
+    """Asks for `Likeness`, or `Refused` where none can be told. Each window of these answers has been sent before."""
 
     number: int
     run: str
@@ -52,6 +56,14 @@ class Sort(msgspec.Struct, frozen=True, tag="sort"):
     answers: tuple[str, ...]
     kind: BallotKind
     seconds: float
+
+
+class Look(msgspec.Struct, frozen=True, tag="look"):
+    """Asks for `Found`."""
+
+    number: int
+    tree: str
+    question: str
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -87,15 +99,22 @@ class Classes(msgspec.Struct, frozen=True, tag="classes"):
     classes: tuple[int | None, ...]
 
 
+class Found(msgspec.Struct, frozen=True, tag="found"):
+    """Answers `Look`: what is known of how agents answer questions like this one."""
+
+    number: int
+    evidence: dict[str, Evidence]
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """Answers `Sort`: it could not be done."""
+    """Answers `Compare`, `Sort` and `Look`: it could not be done."""
 
     number: int
     message: str
 
 
-Request = Setup | Window | Forget | Compare | Sort
-Answer = Ready | Unfit | Embedded | Likeness | Classes | Refused
+Request = Setup | Window | Forget | Compare | Sort | Look
+Answer = Ready | Unfit | Embedded | Likeness | Classes | Found | Refused
 
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode

@@ -13,7 +13,7 @@ import msgspec
 from shell_router.client.answer import Answer, Told, Usage
 from shell_router.client.errors import ClientError, StreamError
 from shell_router.client.key import client_key
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.options import RunOptions
 from shell_router.record import RunRecord, RunState, RunSummary
 
@@ -177,6 +177,11 @@ class AsyncClient:
         """End a run; answers its final record when the engines are free. Harmless on a run that is over."""
         return await self._call("DELETE", f"/v1/runs/{run_id}", RunRecord)
 
+    async def feedback(self, run_id: str, score: float, agent: str | None = None) -> None:
+        """Say what an answer of a run that has ended is worth, from 0 to 1: the run's, or that of `agent`."""
+        said = {"score": score} if agent is None else {"score": score, "agent": agent}
+        await self._read("POST", f"/v1/runs/{run_id}/feedback", msgspec.json.encode(said))
+
     async def metrics(self) -> str:
         """The router's metrics in Prometheus' text."""
         return (await self._read("GET", "/metrics")).decode()
@@ -191,9 +196,10 @@ class AsyncClient:
         except msgspec.DecodeError as error:
             raise ClientError(f"{self.url}{path} does not answer like a shell router: {error}") from error
 
-    async def _read(self, method: str, path: str) -> bytes:
+    async def _read(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            async with self._session.request(method, self.url + path) as response:
+            async with self._session.request(method, self.url + path, data=body, headers=headers) as response:
                 await raise_for_status(response)
                 return await response.read()
         except (TimeoutError, aiohttp.ClientError) as error:
@@ -312,7 +318,9 @@ async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
 
 
 def describe(error: Exception) -> str:
-    """Timeouts have no message of their own."""
+    """Timeouts have no message of their own, and aiohttp's one for a connection speaks of SSL where there is none."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"Cannot connect to {error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
     return str(error) or type(error).__name__
 
 

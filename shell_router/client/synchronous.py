@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from shell_router.client.answer import Answer
 from shell_router.client.asynchronous import CALL_TIMEOUT_S, Asked, AsyncClient, Stream
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.record import RunRecord, RunState, RunSummary
 
 T = TypeVar("T")
@@ -84,6 +84,10 @@ class Client:
     def cancel(self, run_id: str) -> RunRecord:
         """See `AsyncClient.cancel`."""
         return self._do(self._client.cancel(run_id))
+
+    def feedback(self, run_id: str, score: float, agent: str | None = None) -> None:
+        """See `AsyncClient.feedback`."""
+        self._do(self._client.feedback(run_id, score, agent))
 
     def metrics(self) -> str:
         """See `AsyncClient.metrics`."""

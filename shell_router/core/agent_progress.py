@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shell_router.core.append_cost import AppendCost
 from shell_router.core.events import Finished
+from shell_router.core.pace import Pace
+from shell_router.core.paying import Withheld
 from shell_router.core.prompt import Answers, Prompt
 from shell_router.core.tree import Agent
 
@@ -57,17 +60,28 @@ class AgentProgress:
     committed: float | None = None
     attempts: int = 0
     """How often the answer has been asked for."""
+    retry_at: float | None = None
+    """When it is asked for again, after a failure."""
     resumed: int = 0
     """Tokens of the answer that there were when it was last asked for: it goes on after them."""
     requested: int = 0
     """Tokens sent to be prefilled, in the request at hand: the prompt and `resumed`."""
     first_token: float | None = None
+    first_passed: float | None = None
+    """The first token that is passed on: thinking may come before."""
     ended: float | None = None
     error: str | None = None
     """Why it failed."""
     taken_back: int = 0
     """Prompt tokens sent in appends that turned out not to belong to the prompt."""
     chunks: list[Chunk] = field(default_factory=list)
+    append_cost: AppendCost | None = None
+    """What an append costs, as the worker told with the last one."""
+    withheld: Withheld | None = None
+    """Why the last append that could have been sent was not."""
+    rest: int = 0
+    """Tokens that its precursors must add before an append may pay."""
+    pace: Pace = field(default_factory=Pace)
     finished: Finished | None = None
     bound_at: list[float] = field(default_factory=list)
     """When each answer in the prompt was bound to its slot."""
@@ -80,6 +94,11 @@ class AgentProgress:
         kept = next((n for n, (old, new) in enumerate(zip(before, bound, strict=False)) if old != new), len(before))
         kept = min(kept, len(bound))
         self.bound_at[kept:] = [at] * (len(bound) - kept)
+
+    @property
+    def references(self) -> tuple[tuple[int, int], ...]:
+        """Where the answers stand in the whole prompt, those of no tokens left out."""
+        return tuple((start, end) for start, end in self.prompt.answer_spans if start < end)
 
     @property
     def held_tokens(self) -> int:

@@ -10,7 +10,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from shell_router.core.append_cost import AppendCost
 from shell_router.core.early_exit import BallotKind
+from shell_router.core.routing import Evidence
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
@@ -21,26 +23,88 @@ class Started(_Event, frozen=True, kw_only=True):
     """The run began."""
 
 
-class Tokens(_Event, frozen=True, kw_only=True):
+class Scored(_Event, frozen=True, kw_only=True, omit_defaults=True):
+    """What a scorer knows of the question, before anyone is chosen. Nothing when `error` says why."""
+
+    evidence: dict[str, Evidence] = {}
+    """By agent, those left out of which nothing is known."""
+    error: str | None = None
+
+
+class Passed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is passed on of some tokens of an answer."""
+
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Nats, of the tokens that are passed on."""
+    text: str = ""
+    thinking: str = ""
+    """Text that is thinking, which they do not get."""
+    thinking_tokens: int = 0
+    """Tokens of thinking and its marks."""
+
+
+class Tokens(_Event, frozen=True, kw_only=True, omit_defaults=True):
     """An agent answered. `ids` and `logprobs` (nats; may be empty) leave out the token that ends an answer."""
 
     agent: str
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
+    passed: Passed | None = None
+    """What is passed on of these; None when that is all."""
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """For each of `ids` the likeliest tokens and their log-probabilities (nats), where a client wants them."""
 
 
-class Appended(_Event, frozen=True, kw_only=True):
+class Appended(_Event, frozen=True, kw_only=True, omit_defaults=True):
     """The engine has prefilled an append of this agent's prompt."""
 
     agent: str
+    cost: AppendCost | None = None
+    """What an append costs there by now, if that is known."""
 
 
 class Settled(_Event, frozen=True, kw_only=True):
     """What arrived together has been taken up: time to decide on appends."""
 
 
-class Finished(_Event, frozen=True, kw_only=True):
+class DraftCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer was decoded whose tokens were drafted, several a step, and verified."""
+
+    steps: int
+    drafted: int
+    """Tokens that were proposed."""
+    accepted: int
+    """Of these, tokens that became the answer's; each step has one more."""
+
+
+class Milestones(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When the request of an answer passed where on its way to the first token, seconds since the run began.
+
+    What workers tell is by their own clocks: on several machines it is as exact as these agree. None is what nobody
+    told. One worker that does both is a prefill worker here until the first token, which it has `told`.
+    """
+
+    sent: float | None = None
+    """By this router, to workers or sglang-router."""
+    received: float | None = None
+    """By the prefill worker, whole."""
+    placed: float | None = None
+    """Both workers know where its KV goes: it waits for a forward pass."""
+    begun: float | None = None
+    """Its first forward pass began."""
+    prefilled: float | None = None
+    """Its last forward pass was over."""
+    moved: float | None = None
+    """The decode worker saw that it has all KV."""
+    admitted: float | None = None
+    """It was in the decode worker's batch."""
+    told: float | None = None
+    """The worker sent the first token."""
+
+
+class Finished(_Event, frozen=True, kw_only=True, omit_defaults=True):
     """An agent's answer ended. Counts are the engine's, in tokens."""
 
     agent: str
@@ -48,6 +112,9 @@ class Finished(_Event, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    drafts: DraftCounts | None = None
+    """None where it was decoded without drafts."""
+    milestones: Milestones | None = None
 
 
 class Assessed(_Event, frozen=True, kw_only=True):
@@ -59,6 +126,16 @@ class Assessed(_Event, frozen=True, kw_only=True):
     """S_ij of the pairs i < j of the check's answers, row by row."""
     ballots: tuple[int | None, ...] | None = None
     """For each answer the number of the conclusion it shares with others, or None without one."""
+    error: str | None = None
+
+
+class Judged(_Event, frozen=True, kw_only=True, omit_defaults=True):
+    """How like the answers of a pool's layer are. None when `error` says why."""
+
+    layer: int
+    agents: tuple[str, ...]
+    likeness: tuple[float, ...] | None = None
+    """S_ij of the pairs i < j of `agents`, row by row."""
     error: str | None = None
 
 
@@ -76,13 +153,26 @@ class Failed(_Event, frozen=True, kw_only=True):
     """Whether asking again is of no use."""
 
 
+class Broke(_Event, frozen=True, kw_only=True):
+    """The router itself failed to carry the run out."""
+
+    message: str
+
+
 class Cancelled(_Event, frozen=True, kw_only=True):
     """Nobody wants the run's answer any more."""
 
     reason: str
 
 
-Event: TypeAlias = Started | Tokens | Appended | Settled | Finished | Assessed | Expired | Failed | Cancelled
+Event: TypeAlias = (
+    Started | Scored | Tokens | Appended | Settled | Finished | Assessed | Judged | Expired | Failed | Broke | Cancelled
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Ask the scorer what it knows of the question: `Scored`. Nothing starts before."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +195,8 @@ class Commit:
     keep: int
     ids: tuple[int, ...]
     answered: int = 0
+    references: tuple[tuple[int, int], ...] = ()
+    """What of the prompt are precursors' answers, from a position to before another: the answer may repeat them."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +210,14 @@ class Assess:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """Compare the answers of `agents`, which have ended, of a layer of the pool: `Judged`."""
+
+    layer: int
+    agents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Release:
     """Stop whatever runs for `agent` on the engine and free what it holds."""
 
@@ -126,9 +226,10 @@ class Release:
 
 @dataclass(frozen=True)
 class Emit:
-    """Hand the root's new text to the client."""
+    """Hand new text of the run's answer to the client, and what the root thinks."""
 
     text: str
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,4 +243,4 @@ class Conclude:
     """Whether it failed because its deadline has passed."""
 
 
-Command: TypeAlias = Append | Commit | Assess | Release | Emit | Conclude
+Command: TypeAlias = Score | Append | Commit | Assess | Judge | Release | Emit | Conclude

@@ -2,10 +2,10 @@
 
 Blocking: a successor's whole prompt is committed once all its precursors have ended.
 Spliced: while precursors still decode, their tokens are appended to the successor's prompt, and only what is left
-is committed at the end. Appends are self-clocked: an agent has at most one in flight, and when it answers, all that
-has become known and contiguous goes out as the next. They are whole pages; the last partial page waits.
-Appends are decided on when the plan is told that events have `Settled`: the tokens of one decode step arrive one
-agent after the other, and an append sent between them would only delay the commit that the last one brings.
+is committed at the end. An agent has at most one append in flight, and when it has been answered, all that has become
+known and contiguous may go out as the next, as soon as that pays (`paying`). Appends are whole pages; the last partial
+page waits. They are decided on when the plan is told that events have `Settled`: the tokens of one decode step arrive
+one agent after the other, and an append sent between them would only delay the commit that the last one brings.
 
 A successor's first append waits until all its precursors are decoding: before that the prefill worker is busy with
 the precursors' own prompts, for which users wait, while nobody waits for an append.
@@ -14,25 +14,34 @@ Early exit: when an answer of a cluster ends, those there are may be checked (`e
 cancelled if they suffice. A cancelled answer leaves nothing in any prompt. While a check is under way no prompt takes
 up an answer that has not ended.
 
-Failures: an answer that breaks off is asked for again, from where it was; when that is of no use the run fails or goes
-on without it, as the tree's policy says. An agent that nobody will read is cancelled.
+Failures: an answer that breaks off is asked for again after a while (`back_off`), from where it was; when that is of no
+use the run fails or goes on without it, as the tree's policy says. So is an answer of which nothing is passed on: no
+tokens, or thinking alone. An agent that nobody will read is cancelled.
+
+Routing: before anything starts, those of a pool are skipped who are not worth asking (`routing`). What a budget bounds
+is held to the end: another attempt, or a prompt that came to more than was reckoned with, fails if it would go beyond.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from shell_router.core.agent_progress import AgentProgress, AgentState, Chunk
+from shell_router.core.append_cost import AppendCost
+from shell_router.core.back_off import back_off
 from shell_router.core.early_exit import ExitPolicy
 from shell_router.core.events import (
     Append,
     Appended,
     Assessed,
+    Broke,
     Cancelled,
     Command,
     Commit,
@@ -42,24 +51,45 @@ from shell_router.core.events import (
     Expired,
     Failed,
     Finished,
+    Judge,
+    Judged,
     Release,
+    Score,
+    Scored,
     Settled,
     Started,
     Tokens,
 )
 from shell_router.core.exits import Check, ClusterExit, most_confident
+from shell_router.core.judging import Judgement, Predicted, judged
+from shell_router.core.paying import Candidate, Verdict, what_pays
 from shell_router.core.prompt import Prompt, Segment
 from shell_router.core.prompt_cache import AgentPromptCache, Encoder
+from shell_router.core.routing import (
+    PRIOR_WEIGHT,
+    Choice,
+    RoutingTerms,
+    Spending,
+    choose,
+    least,
+    members,
+    prompt_bound,
+    stopped,
+    with_evidence,
+    worth,
+)
 from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import FailurePolicy, Tree
 
 
 class ChunkPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much an append carries, tokens; both bounds are rounded up to whole pages.
+    """When an append is sent, and how many tokens it carries; both bounds are rounded up to whole pages.
 
-    The default is self-clocked: at least a page, at most all there is. A fixed size has both bounds equal.
+    A fixed size is `self_clocked` with both bounds equal.
     """
 
+    policy: Literal["self_clocked", "paying"] = "self_clocked"
+    """`self_clocked`: whenever none is in flight. `paying`: and what it carries is worth what an append costs."""
     min_tokens: Annotated[int, Meta(ge=1)] = 1
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
 
@@ -70,6 +100,8 @@ class PlanOptions:
 
     mode: Literal["blocking", "spliced"] = "spliced"
     chunks: ChunkPolicy = field(default_factory=ChunkPolicy)
+    append_costs: Mapping[str, AppendCost] = field(default_factory=dict)
+    """What an append costs as the run begins, by model; where it is not known, any append is taken to pay."""
     slots: SlotOrder = "completion"
     slot_orders: Mapping[str, Sequence[str]] | None = None
     """The precursors in the order of the slots for some agents, as an earlier run recorded them; `slots` is for the
@@ -80,6 +112,12 @@ class PlanOptions:
     """The tree's when absent."""
     failures: FailurePolicy | None = None
     """The tree's when absent."""
+    answer_tokens: int | None = None
+    """Most tokens that the client takes of the answer, whoever gives it. The engine sees to the root's."""
+    stop: Sequence[str] = ()
+    """What ends the answer, likewise."""
+    routing: RoutingTerms | None = None
+    """What the choice among a pool's members rests on; without it all agents are asked."""
 
 
 class Plan:
@@ -120,6 +158,8 @@ class Plan:
             for cluster, members in tree.clusters.items()
         }
         self.outcome: Conclude | None = None
+        self.finish_reason: Literal["stop", "length"] | None = None
+        """How the run's answer ended, when it is done."""
         self.concluded_at: float | None = None
         self.deadline: float | None = None
         """When the plan wants an `Expired`, seconds since the run began."""
@@ -127,6 +167,24 @@ class Plan:
         self._unsettled: dict[str, None] = {}
         self.page_sizes = page_sizes
         self.chunks = options.chunks
+        self.append_costs = dict(options.append_costs)
+        self.answer_tokens = options.answer_tokens
+        self.stop = tuple(options.stop)
+        self.routing_given = options.routing
+        self.routing = options.routing
+        """With what a scorer has told."""
+        self.scored: Scored | None = None
+        self.choices: list[Choice] = []
+        """Of each layer of the pool, when it has been made."""
+        self.judgements: dict[int, Judgement] = {}
+        """Of the answers of layers of the pool."""
+        self._repeated = Spending(0.0, 0, 0.0)
+        """Most that further attempts took."""
+
+    @property
+    def decoding(self) -> list[str]:
+        """Agents whose answers are streaming."""
+        return [agent for agent, each in self.progress.items() if each.state is AgentState.STREAMING]
 
     @property
     def unsettled(self) -> bool:
@@ -136,9 +194,11 @@ class Plan:
     @property
     def compared(self) -> frozenset[str]:
         """Agents whose answers may be compared."""
+        pooled = members(self.routing) if self.routing is not None and self.routing.judge is not None else ()
         if not self.exit_policy.compares:
-            return frozenset()
-        return frozenset(agent for exit_ in self.exits.values() if len(exit_.members) > 1 for agent in exit_.members)
+            return frozenset(pooled)
+        clusters = (agent for exit_ in self.exits.values() if len(exit_.members) > 1 for agent in exit_.members)
+        return frozenset((*clusters, *pooled))
 
     @property
     def checks(self) -> list[Check]:
@@ -167,28 +227,196 @@ class Plan:
     def _take_up(self, event: Event) -> list[Command]:
         match event:
             case Started():
-                return [command for agent in self.tree.agents for command in self._try_start(agent.id, event.at)]
+                if self.routing is not None and self.routing.scored:
+                    return [Score()]
+                return self._start(event.at)
+            case Scored():
+                return self._scored(event)
             case Tokens():
                 return self._tokens(event)
             case Appended():
                 progress = self.progress[event.agent]
                 if not progress.state.ended:
                     progress.chunks[-1].answered = event.at
+                    progress.append_cost = event.cost or progress.append_cost
                     self._unsettle(event.agent)
                 return []
             case Settled():
                 agents, self._unsettled = list(self._unsettled), {}
-                return [command for agent in agents for command in self._feed(agent, event.at)]
+                return self._feed(agents, event.at)
             case Finished():
                 return self._finished(event)
             case Assessed():
                 return self._assessed(event)
+            case Judged():
+                return self._judged(event)
             case Expired():
                 return self._expired(event)
             case Failed():
                 return self._failed(event)
+            case Broke():
+                return self._conclude(Conclude("failed", event.message), event.at)
             case Cancelled():
                 return self._conclude(Conclude("cancelled", event.reason), event.at)
+
+    # Routing
+
+    def _scored(self, event: Scored) -> list[Command]:
+        if self.routing is None or self.scored is not None:
+            return []
+        self.scored = event
+        self.routing = with_evidence(self.routing, event.evidence)
+        return self._start(event.at)
+
+    def _start(self, at: float) -> list[Command]:
+        """Choose among the pool, and start whoever can."""
+        if self.routing is not None:
+            judge = self.routing.judge
+            one_by_one = judge is not None and judge.stop
+            for number in range(1 if one_by_one else len(self.routing.layers)):
+                # Nothing has started, so there is nothing to stop.
+                self._take_choice(choose(self.routing, number, self._asked, at))
+        commands = [command for agent in self.tree.agents for command in self._try_start(agent.id, at)]
+        if self.choices:
+            # All of a first stage may have been skipped.
+            commands += [command for exit_ in self.exits.values() for command in self._open_stages(exit_, at)]
+        return commands
+
+    def _take_choice(self, choice: Choice) -> list[Command]:
+        """Skip who is not asked, and stop those whom only these would have read."""
+        self.choices.append(choice)
+        left = [each.agent for each in choice.considered if each.why != "asked"]
+        return [command for agent in left for command in self._cancel(agent, choice.at)]
+
+    def _go_deeper(self, number: int, at: float) -> list[Command]:
+        """Choose layer `number`, now that those before have been judged, or stop before it."""
+        assert self.routing is not None
+        left = self.routing.budget.less(self._repeated.money, self._repeated.tokens)
+        terms, last = msgspec.structs.replace(self.routing, budget=left), self.judgements[number - 1]
+        choice = choose(terms, number, self._asked, at)
+        if last.best is not None:
+            found = worth(terms, choice, self._asked, last.best)
+            self.judgements[number - 1] = msgspec.structs.replace(last, next=found)
+            if found.stops or not choice.asked:
+                deeper = range(number, len(terms.layers))
+                choices = [stopped(choose(terms, each, self._asked, at)) for each in deeper]
+                return [command for each in choices for command in self._take_choice(each)]
+        before = self.choices[-1].asked
+        for agent in before:
+            for reader in self.tree.successors[agent]:
+                # Who reads both has the later one's answers, which are made of the earlier one's.
+                if choice.asked[0] in self.progress[reader].agent.precursors:
+                    self.answers.leave_out(agent, reader)
+        return self._take_choice(choice)
+
+    @property
+    def _asked(self) -> list[str]:
+        """Those of the pool who were chosen."""
+        return [agent for choice in self.choices for agent in choice.asked]
+
+    @property
+    def routed_out(self) -> frozenset[str]:
+        """Those of the pool who were not."""
+        return frozenset(each.agent for choice in self.choices for each in choice.considered if each.why != "asked")
+
+    def _judge_layers(self, at: float) -> list[Command]:
+        """Have the answers of those layers judged whose members have all ended."""
+        commands: list[Command] = []
+        judges = self.routing is not None and self.routing.judge is not None
+        for choice in [each for each in self.choices if each.asked] if judges else ():
+            states = {agent: self.progress[agent].state for agent in choice.asked}
+            if choice.layer in self.judgements or not all(state.ended for state in states.values()):
+                continue
+            done = tuple(agent for agent, state in states.items() if state is AgentState.DONE)
+            self.judgements[choice.layer] = Judgement(layer=choice.layer, agents=done, asked=at)
+            if len(done) > 1:
+                commands.append(Judge(choice.layer, done))
+            else:
+                commands += self._take_judgement(Judged(at=at, layer=choice.layer, agents=done, likeness=()))
+        return commands
+
+    def _judged(self, event: Judged) -> list[Command]:
+        pending = self.judgements.get(event.layer)
+        if pending is None or pending.answered is not None or pending.agents != event.agents:
+            return []
+        commands = self._take_judgement(event)
+        readers = self.tree.successors[event.agents[0]]
+        return commands + [command for reader in readers for command in self._try_start(reader, event.at)]
+
+    def _take_judgement(self, event: Judged) -> list[Command]:
+        """Leave out what is not thought to be worth reading, and go on to the next layer or not."""
+        assert self.routing is not None
+        assert self.routing.judge is not None
+        evidence = self.scored.evidence if self.scored is not None else {}
+        predicted = {
+            each.agent: Predicted(
+                each.quality, PRIOR_WEIGHT + (evidence[each.agent].weight if each.agent in evidence else 0.0)
+            )
+            for each in self.routing.layers[event.layer].candidates
+        }
+        confidences = {agent: self.answers.confidence(agent) for agent in event.agents}
+        judgement = judged(
+            self.judgements[event.layer],
+            event.at,
+            event.likeness,
+            event.error,
+            predicted,
+            confidences,
+            self.routing.judge,
+        )
+        self.judgements[event.layer] = judgement
+        for posterior in judgement.posteriors:
+            if posterior.left_out:
+                self.answers.drop(posterior.agent)
+        following = event.layer + 1
+        if self.routing.judge.stop and len(self.choices) == following < len(self.routing.layers):
+            return self._go_deeper(following, event.at)
+        return []
+
+    def _unjudged(self, agent: str) -> bool:
+        """Whether it is not known yet if `agent` is asked, or what it is to read of a layer of the pool."""
+        terms = self.routing
+        if terms is None or terms.judge is None:
+            return False
+        if terms.judge.stop and agent in members(terms) and agent not in self._asked:
+            return True
+        if not terms.judge.floor:
+            return False
+        precursors = self.progress[agent].agent.precursors
+        return any(
+            any(each in precursors for each in choice.asked)
+            and (choice.layer not in self.judgements or self.judgements[choice.layer].answered is None)
+            for choice in self.choices
+        )
+
+    def _affords_again(self, agent: str) -> bool:
+        """Whether a budget allows that `agent` is asked once more; if so it is reckoned with."""
+        terms = self.routing
+        if terms is None or not terms.budget.counts:
+            return True
+        own, repeated = terms.agents[agent], self._repeated
+        bound = least(terms, self._asked, len(self.choices), terms.budget)
+        prompt = prompt_bound(terms, agent, self._asked)
+        repeated = Spending(
+            repeated.money + own.price.of(prompt, own.max_new_tokens),
+            repeated.tokens + prompt + own.max_new_tokens,
+            0.0,
+        )
+        whole = Spending(bound.money + repeated.money, bound.tokens + repeated.tokens, 0.0)
+        if whole.beyond(terms.budget) is not None:
+            return False
+        self._repeated = repeated
+        return True
+
+    def _unreckoned(self, agent: str) -> str | None:
+        """Why the prompt of `agent`, which is whole, cannot be sent within the budget; None when it can."""
+        terms = self.routing
+        if terms is None or not terms.budget.counts:
+            return None
+        tokens, bound = len(self.progress[agent].prompt.ids), prompt_bound(terms, agent, self._asked)
+        if tokens <= bound:
+            return None
+        return f"its prompt came to {tokens} tokens, and the run's budget was reckoned with {bound}"
 
     # Answers
 
@@ -196,19 +424,25 @@ class Plan:
         progress = self.progress[event.agent]
         if not progress.state.answering:
             return []
-        if progress.first_token is None:
+        began = progress.first_token is None
+        if began:
             progress.first_token = event.at
             progress.state = AgentState.STREAMING
-        self.answers.extend(event.agent, event.ids, event.logprobs, event.text)
+        progress.pace.step(event.at, len(event.ids) or 1)
+        passed = self.answers.extend(event.agent, event.ids, event.logprobs, event.text, event.passed)
+        if progress.first_passed is None and not self.answers.empty(event.agent):
+            progress.first_passed = event.at
         commands: list[Command] = []
-        if event.agent == self.tree.root.id:
-            commands.append(Emit(event.text))
-        for successor in self.tree.successors[event.agent]:
-            self._unsettle(successor)
+        if event.agent == self.tree.root.id and (passed.text or passed.thinking):
+            commands.append(Emit(passed.text, passed.thinking))
+        if began or passed.ids or passed.text:
+            for successor in self.tree.successors[event.agent]:
+                if began or not self._rests(successor, len(passed.ids) or 1):
+                    self._unsettle(successor)
         return commands
 
     def _finished(self, event: Finished) -> list[Command]:
-        progress = self.progress[event.agent]
+        agent, progress = event.agent, self.progress[event.agent]
         if not progress.state.answering:
             return []
         progress.finished = msgspec.structs.replace(
@@ -217,11 +451,41 @@ class Plan:
             completion_tokens=event.completion_tokens + progress.resumed,
             cached_tokens=min(event.cached_tokens, event.prompt_tokens - progress.resumed),
         )
-        self._end(event.agent, AgentState.DONE, event.at)
-        self.answers.end(event.agent)
-        if event.agent == self.tree.root.id:
-            return self._conclude(Conclude("done", answered_by=event.agent), event.at)
-        return self._after_end(event.agent, event.at)
+        if (useless := self._useless(agent, event.reason)) is not None:
+            return self._ask_anew(agent, event) or self._fail(agent, useless, event.at, released=True)
+        self._end(agent, AgentState.DONE, event.at)
+        self.answers.end(agent)
+        if agent == self.tree.root.id:
+            self.finish_reason = event.reason
+            return self._conclude(Conclude("done", answered_by=agent), event.at)
+        return self._after_end(agent, event.at)
+
+    def _useless(self, agent: str, reason: Literal["stop", "length"]) -> str | None:
+        """Why nothing is passed on of an answer that has ended; None when something is."""
+        if not self.answers.empty(agent):
+            # Who asked for it may read white space, and a successor may not: it would be given no answer.
+            blank = agent != self.tree.root.id and self.answers.text(agent).isspace()
+            return "its answer is white space" if blank else None
+        if thought := self.answers.thinking_tokens(agent):
+            cut = f"was cut off in its thinking, after {thought} tokens"
+            return f"its answer {cut if reason == 'length' else 'is thinking and nothing else'}"
+        return "its answer has no text" if self.answers.length(agent) else "its answer has no tokens"
+
+    def _ask_anew(self, agent: str, event: Finished) -> list[Command]:
+        """Ask for an answer again that came to nothing, if that may be of use: another draw may say more."""
+        progress, answers = self.progress[agent], self.answers
+        shown = agent == self.tree.root.id and answers.thinking_tokens(agent) > 0
+        if event.reason == "length" or progress.attempts >= self.failures.attempts or shown or not answers.empty(agent):
+            return []
+        if not self._affords_again(agent):
+            return []
+        answers.restart(agent)
+        progress.attempts += 1
+        progress.requested, progress.resumed = len(progress.prompt.ids), 0
+        progress.first_token = progress.finished = None
+        progress.committed = event.at
+        progress.state = AgentState.COMMITTED
+        return [Commit(agent, 0, tuple(progress.prompt.ids), references=progress.references)]
 
     def _after_end(self, agent: str, at: float) -> list[Command]:
         """What follows from the end of `agent`, whose answer is there or will not come."""
@@ -233,6 +497,7 @@ class Plan:
     def _go_on(self, at: float, successors: Sequence[str]) -> list[Command]:
         """Start whoever can, now that some have ended whom `successors` read."""
         commands = [command for exit_ in self.exits.values() for command in self._open_stages(exit_, at)]
+        commands += self._judge_layers(at)
         for successor in successors:
             commands += self._try_start(successor, at)
             self._unsettle(successor)
@@ -253,41 +518,60 @@ class Plan:
             or progress.state not in (AgentState.WAITING, AgentState.APPENDING)
             or not all(self.progress[precursor].state.ended for precursor in precursors)
             or not self._stage_open(agent)
+            or self._unjudged(agent)
             or (agent == self.tree.root.id and any(exit_.final and exit_.pending for exit_ in self.exits.values()))
         ):
             return []
         progress.advance(self._read[agent], at)
         if precursors and not progress.prompt.bound:
             return self._fail(agent, "none of its precursors has an answer", at)
+        if (problem := self._unreckoned(agent)) is not None:
+            return self._fail(agent, problem, at)
         rest = progress.prompt.take_rest()
         progress.taken_back = sum(chunk.tokens for chunk in progress.chunks) - rest.keep
         progress.ready = progress.committed = at
         progress.attempts = 1
         progress.requested = len(progress.prompt.ids)
         progress.state = AgentState.COMMITTED
-        return [Commit(agent, rest.keep, rest.ids)]
+        return [Commit(agent, rest.keep, rest.ids, references=progress.references)]
 
-    def _feed(self, agent: str, at: float) -> list[Command]:
-        """The next append of `agent`, if it is time for one."""
+    def _feed(self, agents: Sequence[str], at: float) -> list[Command]:
+        """The next appends of `agents`, of those for whom it is time for one."""
+        if self.chunks.policy == "paying":
+            agents = self._with_siblings(agents)
+        sizes = {agent: size for agent in agents if (size := self._append_size(agent, at))}
+        verdicts = self._judge(sizes) if self.chunks.policy == "paying" else {}
+        commands: list[Command] = []
+        for agent, size in sizes.items():
+            progress = self.progress[agent]
+            progress.withheld, progress.rest = verdicts.get(agent, Verdict(None))
+            if progress.withheld is None:
+                progress.state = AgentState.APPENDING
+                progress.chunks.append(Chunk(sent=at, tokens=size))
+                commands.append(Append(agent, progress.prompt.take(size)))
+        return commands
+
+    def _rests(self, agent: str, tokens: int) -> bool:
+        """Whether `tokens` more of an answer that `agent` reads cannot make it append."""
+        progress = self.progress[agent]
+        progress.rest -= tokens
+        if self.chunks.policy != "paying" or self._cost(progress) is None:
+            return False
+        return progress.rest > 0 or progress.append_in_flight
+
+    def _append_size(self, agent: str, at: float) -> int:
+        """Tokens that could be appended now: whole pages within the policy's bounds, or 0."""
         progress = self.progress[agent]
         if (
             progress.state not in (AgentState.WAITING, AgentState.APPENDING)
             or progress.append_in_flight
             or progress.agent.model not in self.page_sizes
             or not self._stage_open(agent)
+            or self._unjudged(agent)
             or not all(self._decodes(precursor) for precursor in progress.agent.precursors)
         ):
-            return []
+            return 0
         progress.advance(self._read[agent], at)
-        size = self._append_size(progress)
-        if size == 0:
-            return []
-        progress.state = AgentState.APPENDING
-        progress.chunks.append(Chunk(sent=at, tokens=size))
-        return [Append(agent, progress.prompt.take(size))]
-
-    def _append_size(self, progress: AgentProgress) -> int:
-        """Tokens to append now: whole pages within the policy's bounds, or 0."""
         prompt = progress.prompt
         if prompt.taken_back:
             return 0
@@ -298,6 +582,55 @@ class Plan:
         if self.chunks.max_tokens is not None:
             pages = min(pages, -(-self.chunks.max_tokens // page))
         return pages * page
+
+    def _with_siblings(self, agents: Sequence[str]) -> Sequence[str]:
+        """`agents`, and those whose appends would share a pass with theirs."""
+        siblings = {(self.progress[agent].agent.model, self.progress[agent].agent.layer) for agent in agents}
+        return [agent.id for agent in self.tree.agents if (agent.model, agent.layer) in siblings]
+
+    def _cost(self, progress: AgentProgress) -> AppendCost | None:
+        return progress.append_cost or self.append_costs.get(progress.agent.model)
+
+    def _judge(self, sizes: Mapping[str, int]) -> dict[str, Verdict]:
+        """Which of these appends pay. Any does while its cost is not known, and has no verdict."""
+        candidates: list[Candidate] = []
+        for agent, size in sizes.items():
+            progress = self.progress[agent]
+            cost = self._cost(progress)
+            if cost is not None:
+                candidates.append(
+                    Candidate(
+                        agent=agent,
+                        siblings=(progress.agent.model, progress.agent.layer),
+                        tokens=size,
+                        before=progress.prompt.sent,
+                        cost=cost,
+                        noise_s=partial(self._noise_s, progress.agent.precursors),
+                        left_s=partial(self._left_s, progress.agent.precursors),
+                    )
+                )
+        return what_pays(candidates)
+
+    def _noise_s(self, agents: Sequence[str]) -> float:
+        """How much the decode steps of `agents` vary that still answer; infinite where that is not known yet."""
+        noise_s = [
+            math.inf if (noise := self.progress[agent].pace.noise_s) is None else noise
+            for agent in agents
+            if not self.progress[agent].state.ended
+        ]
+        return max(noise_s, default=0.0)
+
+    def _left_s(self, agents: Sequence[str]) -> float:
+        """Seconds in which the answers of `agents` will have ended at most, as their tokens come now; infinite where
+        that is not known."""
+        left_s = [
+            math.inf
+            if (token_s := self.progress[agent].pace.token_s) is None
+            else token_s * self.answers.remaining(agent)
+            for agent in agents
+            if not self.progress[agent].state.ended
+        ]
+        return max(left_s, default=math.inf)
 
     def _decodes(self, agent: str) -> bool:
         """Whether `agent` needs no prefill worker now."""
@@ -349,11 +682,11 @@ class Plan:
         exit_ = self.exits[event.cluster]
         confidences = {agent: self.answers.confidence(agent) for agent in exit_.members}
         pending = exit_.pending
-        known = pending.agents if pending is not None else ()
+        known, routed_out = pending.agents if pending is not None else (), self.routed_out
         missing = [
             agent
             for agent in exit_.members
-            if agent not in known and self.progress[agent].state is not AgentState.FAILED
+            if agent not in known and self.progress[agent].state is not AgentState.FAILED and agent not in routed_out
         ]
         check = exit_.answer(event, confidences, len(missing))
         if check is None:
@@ -364,7 +697,7 @@ class Plan:
         if verdict is not None and exit_.final and verdict.agrees and (verdict.exits or not unended):
             check.cancelled = (*unended, self.tree.root.id)
             chosen = most_confident(confidences, check)
-            return [Emit(self.answers.text(chosen)), *self._conclude(Conclude("done", answered_by=chosen), event.at)]
+            return self._stand_in(chosen, event.at)
         commands: list[Command] = []
         if verdict is not None and verdict.exits and unended:
             check.cancelled = tuple(unended)
@@ -414,19 +747,28 @@ class Plan:
                     cached_tokens=0,
                 )
             )
-        if event.refused or progress.attempts >= self.failures.attempts:
+        if event.refused or progress.attempts >= self.failures.attempts or not self._affords_again(event.agent):
             return self._fail(event.agent, event.message, event.at)
-        progress.attempts += 1
-        new = tuple(known[progress.resumed :])
-        keep, progress.requested, progress.resumed = progress.requested, progress.requested + len(new), len(known)
-        if progress.first_token is None:
-            progress.committed = event.at
-        return [Commit(event.agent, keep, new, answered=progress.resumed)]
+        progress.retry_at = event.at + back_off(event.agent, progress.attempts + 1, event.at)
+        return []
 
-    def _fail(self, agent: str, message: str, at: float) -> list[Command]:
-        """`agent` has failed for good."""
+    def _ask_again(self, agent: str, at: float) -> list[Command]:
+        """Ask for the rest of an answer that failed."""
         progress = self.progress[agent]
-        commands: list[Command] = [Release(agent)] if progress.state.holds_engine else []
+        progress.retry_at = None
+        progress.attempts += 1
+        known = self.answers.ids(agent)
+        # All of it: nobody knows how much of a request that failed its session took up.
+        ids = (*progress.prompt.ids, *known)
+        progress.requested, progress.resumed = len(ids), len(known)
+        if progress.first_token is None:
+            progress.committed = at
+        return [Commit(agent, 0, ids, answered=progress.resumed, references=progress.references)]
+
+    def _fail(self, agent: str, message: str, at: float, *, released: bool = False) -> list[Command]:
+        """`agent` has failed for good; `released` if it holds nothing on the engine any more."""
+        progress = self.progress[agent]
+        commands: list[Command] = [Release(agent)] if progress.state.holds_engine and not released else []
         progress.error = message
         self._end(agent, AgentState.FAILED, at)
         self.answers.drop(agent)
@@ -441,14 +783,32 @@ class Plan:
 
     def _fall_back(self, at: float) -> list[Command]:
         """End the run with the best answer there is, if the policy allows and the root has not begun to answer."""
-        if not self.failures.root_fallback or self.progress[self.tree.root.id].first_token is not None:
+        if not self.failures.root_fallback or not self.answers.empty(self.tree.root.id):
             return []
-        done = [progress.agent for progress in self.progress.values() if progress.state is AgentState.DONE]
+        done = [
+            progress.agent
+            for agent, progress in self.progress.items()
+            # What was left out is not worth reading.
+            if progress.state is AgentState.DONE and not self.answers.gone(agent)
+        ]
         if not done:
             return []
         layer = max(agent.layer for agent in done)
         chosen = most_confident({agent.id: self.answers.confidence(agent.id) for agent in done if agent.layer == layer})
-        return [Emit(self.answers.text(chosen)), *self._conclude(Conclude("done", answered_by=chosen), at)]
+        return self._stand_in(chosen, at)
+
+    def _stand_in(self, agent: str, at: float) -> list[Command]:
+        """End the run with the answer of `agent` instead of the root's, as far as the client wants to read one."""
+        text, finished = self.answers.text(agent), self.progress[agent].finished
+        assert finished is not None
+        self.finish_reason = finished.reason
+        if self.answer_tokens is not None and len(within := self.answers.beginning(agent, self.answer_tokens)) < len(
+            text
+        ):
+            text, self.finish_reason = within, "length"
+        if (end := min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=None)) is not None:
+            text, self.finish_reason = text[:end], "stop"
+        return [Emit(text), *self._conclude(Conclude("done", answered_by=agent), at)]
 
     # Time
 
@@ -460,6 +820,7 @@ class Plan:
                 for progress in self.progress.values()
                 if progress.state.answering and progress.ready is not None
             ]
+        times += [progress.retry_at for progress in self.progress.values() if progress.retry_at is not None]
         self.deadline = min(times, default=None)
 
     def _expired(self, event: Expired) -> list[Command]:
@@ -474,7 +835,10 @@ class Plan:
                     agent, f"its answer was not there {layer:g} s after its last precursor's", event.at
                 )
             if self.outcome is not None:
-                break
+                return commands
+        for agent, progress in self.progress.items():
+            if progress.retry_at is not None and event.at >= progress.retry_at:
+                commands += self._ask_again(agent, event.at)
         return commands
 
     # Ends
@@ -488,6 +852,7 @@ class Plan:
     def _end(self, agent: str, state: AgentState, at: float) -> None:
         progress = self.progress[agent]
         progress.ended = at if state is not AgentState.SKIPPED else None
+        progress.retry_at = None
         progress.state = state
 
     def _conclude(self, outcome: Conclude, at: float) -> list[Command]:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
+from shell_router.core.apart import Piece
+from shell_router.core.messages import Message, TemplateRefusal
 from shell_router.core.slots import AnswerProgress, next_bound
 from shell_router.core.tree import Agent, Slot, Text
 
-
-@dataclass(frozen=True)
-class Message:
-    """A chat message of the conversation."""
-
-    role: str
-    content: str
+Before: TypeAlias = Literal["nothing", "control", "text"]
+"""What comes before a text: nothing, as it begins the prompt; a control token; or other text."""
 
 
 class ChatTokenizer(Protocol):
     """What compiling needs of a model's tokenizer."""
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The model's chat template around `messages`, ending where the assistant begins to answer."""
+    def chat(self, messages: Sequence[Message], arguments: Mapping[str, object]) -> Sequence[Piece]:
+        """The model's chat template around `messages`, ending where the assistant begins to answer.
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids of `text`; with `special` off, text that spells a control token stays ordinary text."""
+        The template's control tokens are apart from all text; what messages say is text, whatever it spells. Raises
+        `TemplateRefusal`.
+        """
+
+    def encode_after(self, text: str, before: Before) -> Sequence[int]:
+        """Token ids of `text` where it stands; what spells a control token is ordinary text."""
 
 
 @dataclass(frozen=True)
@@ -50,45 +51,70 @@ class AnswerSlot:
 Segment: TypeAlias = Static | AnswerSlot
 
 
-def compile_prompt(agent: Agent, conversation: Sequence[Message], tokenizer: ChatTokenizer) -> tuple[Segment, ...]:
+def compile_prompt(
+    agent: Agent,
+    conversation: Sequence[Message],
+    tokenizer: ChatTokenizer,
+    arguments: Mapping[str, object] | None = None,
+) -> tuple[Segment, ...]:
     """Turn `agent`'s template and the conversation into segments: static token runs and slots.
 
     The last message of `conversation` is the question; what stands before it is kept as history. A system message
-    of the template is put before one of the conversation. The chat template is rendered once, with unguessable marks
-    where the question and the answers go, and the text between marks is tokenized run by run: a prompt's tokens never
-    depend on when its answers arrive, and neither a question nor an answer can forge a control token.
+    of the template is put before one of the conversation. The chat template is rendered once, given `arguments`, with
+    unguessable marks where the answers go, and divided at its control tokens and at the marks. No message and no
+    template of a tree can forge a control token.
+
+    Without slots the ids are those of tokenizing all that was rendered at once. A slot parts the text: what is before
+    it is tokenized as if nothing followed, what is behind it as behind other text. So a prompt's tokens never depend on
+    its answers, nor on when they arrive. Raises `TemplateRefusal`.
     """
     *history, question = conversation
     nonce = secrets.token_hex(8)
-    marks = [f"\u27e6{nonce}:{number}\u27e7" for number in range(len(agent.parts))]
-    user = "".join(part.text if isinstance(part, Text) else mark for part, mark in zip(agent.parts, marks, strict=True))
-    rendered = tokenizer.render([*_with_system(agent.system, history), Message("user", user)])
-    asked = tuple(tokenizer.encode(question.content, special=False))
+    slots = [part for part in agent.parts if isinstance(part, Slot)]
+    marks = [f"\u27e6{nonce}:{number}\u27e7" for number in range(len(slots))]
+    left = iter(marks)
+    user = "".join(
+        part.text if isinstance(part, Text) else next(left) if isinstance(part, Slot) else question.content
+        for part in agent.parts
+    )
+    messages = [*_with_system(agent.system, history), Message("user", user)]
 
-    slots: list[Slot] = []
-    runs = [_Run()]
-    for part, mark in zip(agent.parts, marks, strict=True):
-        if isinstance(part, Text):
-            continue
-        before, rendered = rendered.split(mark, maxsplit=1)
-        runs[-1].texts.append(before)
-        if isinstance(part, Slot):
-            slots.append(part)
-            runs.append(_Run())
-    runs[-1].texts.append(rendered)
+    runs = [_Run("nothing")]
+    number = 0
+    for piece in tokenizer.chat(messages, arguments or {}):
+        rest = piece
+        while isinstance(rest, str) and number < len(marks) and marks[number] in rest:
+            before, rest = rest.split(marks[number], maxsplit=1)
+            runs[-1].pieces.append(before)
+            runs.append(_Run("text"))
+            number += 1
+        runs[-1].pieces.append(rest)
+    if number < len(marks) or any(nonce in piece for run in runs for piece in run.pieces if isinstance(piece, str)):
+        raise TemplateRefusal("it does not show the user's message once, as it is")
 
     def ids(run: _Run) -> tuple[int, ...]:
-        first, *rest = (tuple(tokenizer.encode(text, special=True)) for text in run.texts)
-        return first + tuple(token for text in rest for token in (*asked, *text))
+        return tuple(_ids(run, tokenizer))
 
     return tuple(_segments(slots, runs, ids))
 
 
 @dataclass
 class _Run:
-    """What stands between two slots: texts with the question between each two of them."""
+    """What stands between two slots; the first piece is text, which may be empty, unless the prompt begins with it."""
 
-    texts: list[str] = field(default_factory=list)
+    before: Before
+    pieces: list[Piece] = field(default_factory=list)
+
+
+def _ids(run: _Run, tokenizer: ChatTokenizer) -> Iterator[int]:
+    before = run.before
+    for piece in run.pieces:
+        if isinstance(piece, int):
+            yield piece
+            before = "control"
+        elif piece:
+            yield from tokenizer.encode_after(piece, before)
+            before = "text"
 
 
 def _segments(slots: Sequence[Slot], runs: Sequence[_Run], ids: Callable[[_Run], tuple[int, ...]]) -> Iterator[Segment]:
@@ -115,12 +141,13 @@ def _closing(run: _Run, slot: Slot, last: Slot) -> _Run:
     assert last.after is not None
     if slot.after == last.after:
         return run
-    text, *rest = run.texts
+    text, *rest = run.pieces
+    assert isinstance(text, str)
     own, others = slot.after, last.after
     if not text.startswith(others):
         # A chat template may cut white space at the end of a message.
         own, others = own.rstrip(), others.rstrip()
-    return _Run([own + text.removeprefix(others), *rest])
+    return _Run(run.before, [own + text.removeprefix(others), *rest])
 
 
 def _with_system(system: str | None, history: Sequence[Message]) -> Iterator[Message]:
@@ -172,6 +199,8 @@ class Prompt:
         self.ids: list[int] = []
         self.bound: list[str] = []
         """Precursors in the order of the slots they fill, as far as the prompt has come."""
+        self.answer_spans: list[tuple[int, int]] = []
+        """Where in `ids` the answers of `bound` stand, as far as they are final: from a position to before another."""
         self.sent = 0
         """Tokens handed out by `take`."""
 
@@ -220,6 +249,7 @@ class Prompt:
             # Tokenized again at its end, the answer came to other tokens than in pieces.
             self._cut(start)
             self.ids.extend(known)
+        self.answer_spans.append((start, len(self.ids)))
         self._slot_open = False
         self._segment += 1
         if slot.closing is not None and not self._in_list():
@@ -326,13 +356,30 @@ class Rest:
     ids: tuple[int, ...]
 
 
+def last_ids(segments: Sequence[Segment]) -> tuple[int, ...]:
+    """The tokens that a prompt ends with, whatever its answers are."""
+    if not segments:
+        # An empty question, alone.
+        return ()
+    last = segments[-1]
+    return last.ids if isinstance(last, Static) else last.closing or ()
+
+
 def max_prompt_tokens(segments: Sequence[Segment], max_new_tokens: Mapping[str, int]) -> int:
     """Most tokens the prompt can come to, when each agent answers at most `max_new_tokens[agent]` tokens."""
-    bound = closing = 0
+    fixed, frames = prompt_lengths(segments)
+    return fixed + sum(frame + max_new_tokens[agent] for agent, frame in frames.items())
+
+
+def prompt_lengths(segments: Sequence[Segment]) -> tuple[int, dict[str, int]]:
+    """Tokens of the prompt without answers, the longest end of a list included; and for each precursor, those that come
+    before its answer if there is one."""
+    fixed = closing = 0
+    frames: dict[str, int] = {}
     for segment in segments:
         if isinstance(segment, Static):
-            bound += len(segment.ids)
+            fixed += len(segment.ids)
         else:
-            bound += len(segment.before) + max_new_tokens[segment.agent]
+            frames[segment.agent] = len(segment.before)
             closing = max(closing, len(segment.closing or ()))
-    return bound + closing
+    return fixed + closing, frames

@@ -19,8 +19,8 @@ class AnswerProgress(Protocol):
     def ended_at(self, agent: str) -> int | None:
         """How many of the run's answers ended before this one; None while it has not ended."""
 
-    def length(self, agent: str) -> int:
-        """Tokens answered so far."""
+    def begun(self, agent: str) -> bool:
+        """Whether there is something to be read of the answer."""
 
     def remaining(self, agent: str) -> int:
         """Tokens the answer may still get."""
@@ -38,5 +38,5 @@ def next_bound(candidates: Sequence[str], answers: AnswerProgress) -> str | None
     ended = [(place, agent) for agent in candidates if (place := answers.ended_at(agent)) is not None]
     if ended:
         return min(ended)[1]
-    begun = [agent for agent in candidates if answers.length(agent) > 0 and not answers.undecided(agent)]
+    begun = [agent for agent in candidates if answers.begun(agent) and not answers.undecided(agent)]
     return min(begun, key=answers.remaining) if begun else None

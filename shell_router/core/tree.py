@@ -6,25 +6,35 @@ the longest way to a proposer, and a cluster is the agents of one layer that fee
 
 from __future__ import annotations
 
-import re
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from shell_router.core.early_exit import ExitPolicy
+from shell_router.core.marks import ANSWER_MARK, ANSWERS_MARK, MARKS, NUMBER_MARK, wrong_marks
+from shell_router.core.pool import PoolConfig, wrong_pool
 
 Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
-
-ANSWERS_MARK = "<|answers|>"
-ANSWER_MARK = "<|answer|>"
-NUMBER_MARK = "<|n|>"
-_MARKS = re.compile(r"<\|(question|answers|answer:([A-Za-z0-9._-]+))\|>")
 
 
 class TreeError(ValueError):
     """A tree that cannot be run. The message names the place in the JSON."""
+
+
+RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=2)]
+"""Scores are divided by it. SGLang takes all above 0; of the infinite ones that 1e-40 makes torch draws
+nothing and raises."""
+TopK = Annotated[int, Meta(ge=-1, le=2**30)]
+"""1 or more tokens, or -1. 0 is none of these, which a type cannot say."""
+
+
+def _check_top_k(top_k: int | UnsetType) -> None:
+    if top_k == 0:
+        raise ValueError("Field `top_k` is 0; it takes 1 or more, or -1 for all tokens")
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,12 +44,17 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.7
     """0 is greedy."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1)] = -1
+    top_k: TopK = -1
     """-1 considers all tokens."""
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
+    repetition_penalty: RepetitionPenalty = 1.0
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     """Taken once from the score of each token that the answer has already."""
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    """Taken from it as often as the answer has the token."""
+
+    def __post_init__(self) -> None:
+        _check_top_k(self.top_k)
 
 
 class SamplingOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,10 +63,14 @@ class SamplingOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_new_tokens: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType = UNSET
     top_p: Annotated[float, Meta(gt=0, le=1)] | UnsetType = UNSET
-    top_k: Annotated[int, Meta(ge=-1)] | UnsetType = UNSET
+    top_k: TopK | UnsetType = UNSET
     min_p: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | UnsetType = UNSET
+    repetition_penalty: RepetitionPenalty | UnsetType = UNSET
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | UnsetType = UNSET
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        _check_top_k(self.top_k)
 
     def over(self, sampling: Sampling) -> Sampling:
         """`sampling` with the fields that are set here."""
@@ -67,7 +86,8 @@ class FailurePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     layer_deadline_s: Annotated[float, Meta(gt=0)] | None = None
     """For each agent, from the end of its last precursor (proposers: the run's start) to the end of its answer."""
     attempts: Annotated[int, Meta(ge=1)] = 3
-    """How often an answer is asked for: anew while no token of it has come, afterwards from where it broke off."""
+    """How often an answer is asked for: anew while no token of it has come, afterwards from where it broke off. Anew
+    too when it ends and nothing of it is passed on, unless its bound of tokens has ended it."""
     missing: Literal["fail", "drop"] = "fail"
     """What an agent that failed for good means: the run's failure, or an answer less for those who read it. A run
     with an answer less is marked `degraded`."""
@@ -102,6 +122,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The tree's `sampling` when absent."""
     stage: Annotated[int, Meta(ge=0)] = 0
     """With early exit, an agent starts when those of its cluster in earlier stages have ended and are not enough."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of its model's chat template (`enable_thinking`), over those of the model's own configuration."""
+    pass_thinking: bool = False
+    """Whether its thinking is part of its answer: for successors, early exit, and the client of a root."""
 
 
 class TreeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,6 +143,8 @@ class TreeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """When the rest of a cluster is not waited for."""
     failures: FailurePolicy = FailurePolicy()
     """Deadlines, and what becomes of a run whose agents fail."""
+    pool: PoolConfig | None = None
+    """Agents of which only the best for a question are asked; without it all are."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +184,8 @@ class Agent:
     layer: int
     cluster: int
     stage: int
+    pass_thinking: bool = False
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,6 +201,7 @@ class Tree:
     successors: dict[str, tuple[str, ...]]
     early_exit: ExitPolicy
     failures: FailurePolicy
+    pool: PoolConfig | None = None
 
     @property
     def clusters(self) -> dict[int, tuple[str, ...]]:
@@ -205,6 +234,7 @@ class Tree:
 def build_tree(config: TreeConfig) -> Tree:
     """Check `config` and derive precursors, layers and clusters. Raises `TreeError`."""
     _refuse_repeated_ids(config)
+    _refuse_wrong_marks(config)
     parts = {agent.id: _parts(config, position) for position, agent in enumerate(config.agents)}
     precursors = {
         agent_id: tuple(part.agent for part in agent_parts if isinstance(part, Slot))
@@ -238,6 +268,8 @@ def build_tree(config: TreeConfig) -> Tree:
                 layer=layers[agent.id],
                 cluster=clusters.setdefault(key, len(clusters)),
                 stage=agent.stage,
+                pass_thinking=agent.pass_thinking,
+                chat_template_kwargs=agent.chat_template_kwargs,
             )
         )
     tree = Tree(
@@ -247,7 +279,10 @@ def build_tree(config: TreeConfig) -> Tree:
         successors=successors,
         early_exit=config.early_exit,
         failures=config.failures,
+        pool=config.pool,
     )
+    if config.pool is not None and (problem := wrong_pool(config.pool, tree.agents, tree.successors)) is not None:
+        raise TreeError(problem)
     refuse_bypass(tree, config.early_exit)
     return tree
 
@@ -267,6 +302,12 @@ def _refuse_repeated_ids(config: TreeConfig) -> None:
         if agent.id in seen:
             raise TreeError(f"$.agents[{position}].id: {agent.id!r} is used twice")
         seen.add(agent.id)
+
+
+def _refuse_wrong_marks(config: TreeConfig) -> None:
+    for name, template in config.templates.items():
+        for field, problem in wrong_marks(template.user, template.system, template.answer):
+            raise TreeError(f"$.templates.{name}.{field}: {problem}")
 
 
 def _parts(config: TreeConfig, position: int) -> tuple[Part, ...]:
@@ -290,7 +331,7 @@ def _parts(config: TreeConfig, position: int) -> tuple[Part, ...]:
 
     parts: list[Part] = []
     end = 0
-    for mark in _MARKS.finditer(template.user):
+    for mark in MARKS.finditer(template.user):
         parts.append(Text(template.user[end : mark.start()]))
         end = mark.end()
         if mark.group(2) is not None:
@@ -316,6 +357,8 @@ def _refuse_wrong_slots(config: TreeConfig, precursors: dict[str, tuple[str, ...
         place = f"$.agents[{position}]"
         filled: set[str] = set()
         for precursor in precursors[agent.id]:
+            if precursor == agent.id:
+                raise TreeError(f"{place}: agent {agent.id!r} has a slot for its own answer")
             if precursor not in precursors:
                 raise TreeError(
                     f"{place}: agent {agent.id!r} has a slot for {precursor!r}, which is no agent of this tree"

@@ -1,1 +1,1 @@
-"""HTTP handlers: OpenAI's API (`openai`), `runs`, `health` and `metrics`."""
+"""HTTP handlers: OpenAI's API (`openai`), `runs` and `watch`, `workers`, `health`, `metrics` and the `page`."""

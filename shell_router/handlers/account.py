@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from shell_router.handlers.openai_answers import GraftAccount, UsageAccount
 from shell_router.record import RunRecord
 
 
-def graft(record: RunRecord) -> dict[str, Any]:
+def graft(record: RunRecord) -> GraftAccount:
     """The `graft` object of an answer, of a run that is done."""
     return {
         "run": record.id,
@@ -21,7 +20,7 @@ def graft(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def usage(record: RunRecord) -> dict[str, Any]:
+def usage(record: RunRecord) -> UsageAccount:
     """OpenAI's `usage` of all agents that were asked for an answer, also of those whose answers were cut short."""
     asked = [agent for agent in record.agents if agent.committed_s is not None]
     total = record.usage
@@ -30,6 +29,7 @@ def usage(record: RunRecord) -> dict[str, Any]:
         "completion_tokens": total.completion_tokens,
         "total_tokens": total.prompt_tokens + total.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": total.thinking_tokens},
         "agents": [
             {
                 "id": agent.id,

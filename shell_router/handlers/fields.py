@@ -6,8 +6,8 @@ import re
 
 import msgspec
 
-_PLACE = re.compile(r" - at `\$\.?(.*)`$")
-_OF_AN_OBJECT = re.compile(r"Object (?:missing required|contains unknown) field `(.*?)`")
+_PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+_OF_AN_OBJECT = re.compile(r"(?:Object (?:missing required|contains unknown) field|Field) `(.*?)`")
 
 
 def field_of(error: msgspec.ValidationError) -> str | None:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, ClassVar
 
-import msgspec
 from aiohttp import web
 
-from shell_router.errors import RequestError, RouterError
+from shell_router.core.events import Emit
+from shell_router.errors import RequestError, RouterError, RunFailed, UnknownTree
 from shell_router.handlers import account
-from shell_router.handlers.fields import field_of
-from shell_router.handlers.keys import SERVICE
+from shell_router.handlers.body import read_body
+from shell_router.handlers.keys import SERVICE, tenant_of
+from shell_router.handlers.logprobs import Entry, LogprobReader, Telling, of_chat, of_completion
 from shell_router.handlers.openai_types import ChatRequest, CompletionRequest
 from shell_router.handlers.slow import ClientStalled, respond
 from shell_router.handlers.sse import EventStream
 from shell_router.prepare import RunRequest
 from shell_router.run import Run
+from shell_router.service import Accepted, Service
 
 
 class _Endpoint(ABC):
@@ -27,69 +30,85 @@ class _Endpoint(ABC):
 
     whole_object: ClassVar[str]
     part_object: ClassVar[str]
-
-    @abstractmethod
-    def decode(self, body: bytes) -> ChatRequest | CompletionRequest: ...
+    body: ClassVar[type[ChatRequest] | type[CompletionRequest]]
 
     @abstractmethod
     def opening(self) -> tuple[dict[str, Any], ...]:
         """Choices of the chunks that come before the first text."""
 
     @abstractmethod
-    def part(self, text: str, finish_reason: str | None) -> dict[str, Any]:
+    def part(self, piece: Emit, finish_reason: str | None) -> dict[str, Any]:
         """Choice of a streamed chunk."""
 
     @abstractmethod
-    def whole(self, text: str, finish_reason: str) -> dict[str, Any]:
+    def whole(self, answer: Emit, finish_reason: str) -> dict[str, Any]:
         """Choice of an answer in one piece."""
 
+    @abstractmethod
+    def logprobs(self, entries: Sequence[Entry], start: int) -> dict[str, Any]:
+        """`logprobs` of a choice whose tokens begin `start` characters into the answer."""
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await read_body(request, self.body)
+        service = request.app[SERVICE]
         try:
-            body = self.decode(await request.read())
-        except msgspec.ValidationError as error:
-            raise RequestError(str(error), param=field_of(error)) from error
-        except msgspec.DecodeError as error:
-            raise RequestError(f"the body is not JSON: {error}") from error
-        run_request = body.run_request()
-        try:
-            async with _run(request, run_request) as run:
+            run_request = body.run_request()
+            async with service.accept(run_request, tenant_of(request)) as accepted:
                 if body.stream:
-                    return await self._stream(request, run, body.include_usage)
-                return await respond(request, await self._whole(run))
+                    return await self._stream(request, accepted, run_request, body.include_usage)
+                async with running(service, accepted) as run:
+                    return await respond(request, await self._whole(run, self._telling(service, run, run_request)))
         except ClientStalled as stalled:
             return stalled.response
+        except RequestError as error:
+            raise body.named(error) from error
 
-    async def _whole(self, run: Run) -> web.Response:
-        text = "".join([piece async for piece in run.text()])
+    def _telling(self, service: Service, run: Run, asked: RunRequest) -> Telling:
+        reader = None
+        if asked.form.logprobs:
+            reader = LogprobReader(run, partial(service.decode, run.tree_name), stops=bool(asked.stop))
+        return Telling(reader, self.logprobs)
+
+    async def _whole(self, run: Run, telling: Telling) -> web.Response:
+        pieces = [piece async for piece in run.pieces()]
+        whole = Emit("".join(piece.text for piece in pieces), "".join(piece.thinking for piece in pieces))
         record = run.record()
-        answer = self._envelope(run, self.whole_object, [self.whole(text, run.finish_reason)])
+        choice = self.whole(whole, run.finish_reason) | telling.of(whole.text, whole=True)
+        answer = self._envelope(run, self.whole_object, [choice])
         return web.json_response(answer | {"usage": account.usage(record), "graft": account.graft(record)})
 
-    async def _stream(self, request: web.Request, run: Run, include_usage: bool) -> web.StreamResponse:
-        # As OpenAI has it: with `include_usage` each chunk has the field, and only the last one a value.
-        no_usage = {"usage": None} if include_usage else {}
+    async def _stream(
+        self, request: web.Request, accepted: Accepted, asked: RunRequest, include_usage: bool
+    ) -> web.StreamResponse:
+        # The head goes out at once, also while the run waits for its place: proxies cut silent connections.
         async with EventStream(request) as stream:
-
-            async def send(choice: dict[str, Any], **more: Any) -> None:
-                await stream.send(self._envelope(run, self.part_object, [choice]) | no_usage | more)
-
-            for choice in self.opening():
-                await send(choice)
             try:
-                async for piece in run.text():
-                    await send(self.part(piece, None))
+                service = request.app[SERVICE]
+                async with running(service, accepted) as run:
+                    await self._stream_run(stream, run, self._telling(service, run, asked), include_usage)
             except RouterError as error:
                 # The status line is gone: the error is told in the stream, which then does not end like a success.
                 await stream.send(error.body())
-                return stream.response
-            record = run.record()
-            told = {"graft": account.graft(record)}
-            await send(self.part("", run.finish_reason), **told)
-            if include_usage:
-                usage = {"usage": account.usage(record)}
-                await stream.send(self._envelope(run, self.part_object, []) | usage | told)
-            await stream.done()
         return stream.response
+
+    async def _stream_run(self, stream: EventStream, run: Run, telling: Telling, include_usage: bool) -> None:
+        # As OpenAI has it: with `include_usage` each chunk has the field, and only the last one a value.
+        no_usage = {"usage": None} if include_usage else {}
+
+        async def send(choice: dict[str, Any], **more: Any) -> None:
+            await stream.send(self._envelope(run, self.part_object, [choice]) | no_usage | more)
+
+        for choice in self.opening():
+            await send(choice)
+        async for piece in run.pieces():
+            await send(self.part(piece, None) | telling.of(piece.text))
+        record = run.record()
+        told = {"graft": account.graft(record)}
+        await send(self.part(Emit(""), run.finish_reason) | telling.of("", whole=True), **told)
+        if include_usage:
+            usage = {"usage": account.usage(record)}
+            await stream.send(self._envelope(run, self.part_object, []) | usage | told)
+        await stream.done()
 
     def _envelope(self, run: Run, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -106,23 +125,25 @@ class Chat(_Endpoint):
 
     whole_object = "chat.completion"
     part_object = "chat.completion.chunk"
-
-    def decode(self, body: bytes) -> ChatRequest:
-        return msgspec.json.decode(body, type=ChatRequest)
+    body = ChatRequest
 
     def opening(self) -> tuple[dict[str, Any], ...]:
         return ({"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None},)
 
-    def part(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish_reason}
+    def part(self, piece: Emit, finish_reason: str | None) -> dict[str, Any]:
+        delta = {"content": piece.text} if piece.text else {}
+        return {"index": 0, "delta": delta | _reasoning(piece), "finish_reason": finish_reason}
 
-    def whole(self, text: str, finish_reason: str) -> dict[str, Any]:
+    def whole(self, answer: Emit, finish_reason: str) -> dict[str, Any]:
         return {
             "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": {"role": "assistant", "content": answer.text, "refusal": None} | _reasoning(answer),
             "logprobs": None,
             "finish_reason": finish_reason,
         }
+
+    def logprobs(self, entries: Sequence[Entry], start: int) -> dict[str, Any]:
+        return of_chat(entries)
 
 
 class Completion(_Endpoint):
@@ -130,33 +151,54 @@ class Completion(_Endpoint):
 
     whole_object = "text_completion"
     part_object = "text_completion"
-
-    def decode(self, body: bytes) -> CompletionRequest:
-        return msgspec.json.decode(body, type=CompletionRequest)
+    body = CompletionRequest
 
     def opening(self) -> tuple[dict[str, Any], ...]:
         return ()
 
-    def part(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    def part(self, piece: Emit, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": 0, "text": piece.text, "logprobs": None, "finish_reason": finish_reason}
 
-    def whole(self, text: str, finish_reason: str) -> dict[str, Any]:
-        return self.part(text, finish_reason)
+    def whole(self, answer: Emit, finish_reason: str) -> dict[str, Any]:
+        return self.part(answer, finish_reason)
+
+    def logprobs(self, entries: Sequence[Entry], start: int) -> dict[str, Any]:
+        return of_completion(entries, start)
+
+
+def _reasoning(piece: Emit) -> dict[str, str]:
+    """What the root thinks, in the field that vLLM, SGLang and DeepSeek have for it."""
+    return {"reasoning_content": piece.thinking} if piece.thinking else {}
 
 
 async def list_models(request: web.Request) -> web.Response:
     """`GET /v1/models`: each tree is a model."""
-    models = [{"id": name, "object": "model", "created": 0, "owned_by": "graft"} for name in request.app[SERVICE].trees]
-    return web.json_response({"object": "list", "data": models})
+    return web.json_response({"object": "list", "data": [_model(name) for name in request.app[SERVICE].trees]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """`GET /v1/models/{id}`"""
+    name = request.match_info["id"]
+    if name not in request.app[SERVICE].trees:
+        raise UnknownTree(f"there is no tree {name!r}", param="model")
+    return web.json_response(_model(name))
+
+
+def _model(tree: str) -> dict[str, Any]:
+    return {"id": tree, "object": "model", "created": 0, "owned_by": "graft"}
 
 
 @asynccontextmanager
-async def _run(request: web.Request, run_request: RunRequest) -> AsyncIterator[Run]:
-    """A run that does not outlive its request: a client that goes away cancels it, or leaves the queue."""
-    service = request.app[SERVICE]
-    run = await service.submit(run_request)
+async def running(service: Service, accepted: Accepted) -> AsyncIterator[Run]:
+    """The run of `accepted`, which does not outlive its request: a client that goes away cancels it."""
+    run = await accepted.start()
     try:
         yield run
+    except RunFailed as error:
+        if accepted.prepared.request.form.json_schema is not None and run.root_refused:
+            # What is no schema an engine alone can tell.
+            raise RequestError(error.message, param="response_format") from error
+        raise
     except ClientStalled as stalled:
         await service.cancel(run, str(stalled))
         raise

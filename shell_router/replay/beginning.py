@@ -25,7 +25,7 @@ def beginning_of(plan: Plan, agent: str) -> ReplayRecord:
         for segment in plan.segments[agent]
     )
     read = answers.read_by(agent)
-    again = [each for each in progress.agent.precursors if read.ids(each) is not answers.ids(each)]
+    again = [each for each in progress.agent.precursors if read.ids(each) is not answers.passed_ids(each)]
     order = plan.orders.get(agent)
     return ReplayRecord(
         max_new_tokens=answers.length(agent) + answers.remaining(agent),

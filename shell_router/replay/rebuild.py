@@ -60,10 +60,14 @@ def replay_plan(record: RunRecord) -> Plan:
     options = PlanOptions(
         mode=record.mode,
         chunks=record.chunk_policy,
+        append_costs=record.append_costs,
         slot_orders=orders,
         seed=record.seed,
         early_exit=record.early_exit,
         failures=record.failures,
+        answer_tokens=record.answer_tokens,
+        stop=record.stop,
+        routing=None if record.routing is None else record.routing.terms,
     )
     pages = {
         _model(each): page for each in record.agents if (page := given[each.id].page_size) and not reads_again(each)
@@ -88,7 +92,13 @@ def decision_plan(record: RunRecord, policy: ExitPolicy) -> Plan:
     return Plan(
         _tree(record, [_agent(each, each.model, bounds[each.id]) for each in record.agents], {}),
         {agent.id: [AnswerSlot(precursor) for precursor in agent.precursors] for agent in record.agents},
-        PlanOptions(mode="blocking", seed=record.seed, early_exit=policy, failures=record.failures),
+        PlanOptions(
+            mode="blocking",
+            seed=record.seed,
+            early_exit=policy,
+            failures=record.failures,
+            routing=None if record.routing is None else record.routing.terms,
+        ),
         page_sizes={},
     )
 

@@ -16,6 +16,8 @@ from shell_router.core.events import (
     Event,
     Failed,
     Finished,
+    Judged,
+    Scored,
     Settled,
     Tokens,
 )
@@ -34,6 +36,7 @@ _BY_APPENDS = frozenset(
         "hidden_prefill_tokens",
         "kv_freed_tokens",
         "taken_back_tokens",
+        "withheld",
     }
 )
 """What depends on how much of an answer was known while it streamed."""
@@ -93,6 +96,15 @@ def _impossible(plan: Plan, event: Event, loose: Collection[str]) -> str | None:
                 return f"an append of {agent!r} is answered and none is under way"
         case Settled() if not plan.unsettled and not loose:
             return "nothing was to be settled"
+        case Scored() if plan.routing is None or not plan.routing.scored or plan.scored is not None:
+            return "no scorer was asked"
+        case Judged():
+            judgement = plan.judgements.get(event.layer)
+            if judgement is None or judgement.answered is not None or judgement.agents != event.agents:
+                return f"the answers of layer {event.layer} of the pool are not being judged"
+            pairs = len(event.agents) * (len(event.agents) - 1) // 2
+            if event.likeness is not None and len(event.likeness) != pairs:
+                return f"{len(event.likeness)} likenesses of {len(event.agents)} answers"
         case Assessed():
             exit_ = plan.exits.get(event.cluster)
             if exit_ is None:
@@ -124,17 +136,25 @@ def _send(sent: dict[str, tuple[int, ...]], command: Command) -> None:
 
 
 def _compare(plan: Plan, record: RunRecord, sent: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    head = RunHead(id=record.id, mode=record.mode, seed=record.seed, created=record.created, question=record.question)
+    head = RunHead(
+        id=record.id,
+        mode=record.mode,
+        seed=record.seed,
+        created=record.created,
+        question=record.question,
+        owner=record.owner,
+        drafts=record.drafts,
+    )
     ways = {agent.id: Way(agent.served_by, agent.fallback) for agent in record.agents}
     found = record_of(head, plan, ways, {agent.id: agent.replay for agent in record.agents})
     for agent, recorded in zip(found.agents, record.agents, strict=True):
         # What a plan has no part in: `model` is its own for who reads another tokenizer's answers.
-        for difference in _differences(agent, recorded, {"model", *_ignored(recorded)}):
+        for difference in _differences(agent, recorded, {"model", "prompt", *_ignored(recorded)}):
             yield f"{agent.id}.{difference}"
         if recorded.committed_s is not None and sent.get(agent.id) != recorded.prompt_ids:
             yield f"{agent.id}.prompt_ids: the pieces that were sent do not add up to it"
     loose = any(map(reads_again, record.agents))
-    yield from _differences(found, record, {"agents", "checks", *({"kv_freed_tokens"} if loose else ())})
+    yield from _differences(found, record, {"agents", "checks", "feedback", *({"kv_freed_tokens"} if loose else ())})
     if len(found.checks) != len(record.checks):
         yield f"checks: {len(found.checks)}, recorded {len(record.checks)}"
     for check, known in zip(found.checks, record.checks, strict=False):
@@ -143,9 +163,11 @@ def _compare(plan: Plan, record: RunRecord, sent: dict[str, tuple[int, ...]]) ->
 
 
 def _ignored(agent: AgentRecord) -> frozenset[str]:
+    # Records that are older than the field have none.
+    unknown = frozenset() if agent.answer_spans else frozenset({"answer_spans"})
     if not reads_again(agent):
-        return frozenset()
-    return _BY_APPENDS if agent.prompt_ids else _BY_APPENDS | _BY_FIRST_APPEND
+        return unknown
+    return unknown | (_BY_APPENDS if agent.prompt_ids else _BY_APPENDS | _BY_FIRST_APPEND)
 
 
 def _differences(found: msgspec.Struct, recorded: msgspec.Struct, ignored: Collection[str] = ()) -> Iterator[str]:

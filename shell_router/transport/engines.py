@@ -11,11 +11,11 @@ from shell_router.transport.base import Delta, Engine, GenerateRequest
 from shell_router.transport.capabilities import Capabilities
 from shell_router.transport.http import HttpEngine
 from shell_router.transport.openai import OpenAIEngine
-from shell_router.transport.roster import Roster
+from shell_router.transport.pairs import Pairs
 
 
 class Engines:
-    """The backends of `models`, which can do what `capabilities` say and whose workers `rosters` know (without them,
+    """The backends of `models`, which can do what `capabilities` say and whose workers `pairs` know (without them,
     those that `models` name). Raises `ConfigError` for an API key not set."""
 
     def __init__(
@@ -24,9 +24,9 @@ class Engines:
         capabilities: Mapping[str, Capabilities],
         limits: LimitsConfig,
         client: aiohttp.ClientSession,
-        rosters: Mapping[str, Roster] | None = None,
+        pairs: Mapping[str, Pairs] | None = None,
     ) -> None:
-        sglang = HttpEngine(models, limits, client, rosters)
+        sglang = HttpEngine(models, limits, client, pairs)
 
         def engine(model: ModelConfig) -> Engine:
             if model.backend == "sglang":

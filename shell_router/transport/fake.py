@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from shell_router.core.events import DraftCounts
 from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 
@@ -32,6 +33,8 @@ class FakeEngine:
     aborted: list[str] = field(default_factory=list)
     any_aborted: asyncio.Event = field(default_factory=asyncio.Event)
     ready: bool = True
+    drafts: int = 0
+    """Tokens that it drafts for each step after an answer's first token; all are accepted."""
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
         self.requests.append(request)
@@ -39,6 +42,8 @@ class FakeEngine:
         limit = request.sampling.max_new_tokens
         answer = fake_answer(request.input_ids, limit, self.vocabulary, whole=request.ignore_eos)
         breaks = self.fail_at(request)
+        drafts = 0 if request.drafts.off else self.drafts
+        step: list[int] = []
         for position, token in enumerate(answer):
             if breaks == position:
                 self.running.discard(request.request_id)
@@ -49,13 +54,23 @@ class FakeEngine:
                 await asyncio.sleep(0)
             if request.request_id not in self.running:
                 raise EngineError("the request was aborted")
+            step.append(token)
             finish = None
             if position == len(answer) - 1:
                 self.running.discard(request.request_id)
                 # As on a real engine, the token that ends an answer is counted and not given.
                 cut = len(answer) == limit
-                finish = Finish("length" if cut else "stop", len(request.input_ids), len(answer) + (not cut), 0)
-            yield Delta((token,), (-0.5,), f" {token}", finish)
+                counts = fake_counts(len(answer), drafts) if drafts else None
+                finish = Finish("length" if cut else "stop", len(request.input_ids), len(answer) + (not cut), 0, counts)
+            elif position % (drafts + 1):
+                continue
+            tops = tuple(
+                tuple((one + rank, -0.5 - rank) for rank in range(request.form.top_logprobs))
+                for one in (step if request.form.top_logprobs else ())
+            )
+            text = "".join(f" {one}" for one in step)
+            yield Delta(tuple(step), (-0.5,) * len(step), text, finish, tops=tops)
+            step = []
 
     async def abort(self, model: str, request_id: str) -> None:
         self.aborted.append(request_id)
@@ -65,6 +80,13 @@ class FakeEngine:
     async def check_ready(self, model: str) -> None:
         if not self.ready:
             raise EngineError(f"model {model!r} is not ready")
+
+
+def fake_counts(tokens: int, drafts: int) -> DraftCounts:
+    """Of an answer of `tokens`, the first of which is prefill's. All `drafts` of each step are accepted; the last
+    has room for fewer."""
+    steps = -(-(tokens - 1) // (drafts + 1))
+    return DraftCounts(steps=steps, drafted=steps * drafts, accepted=tokens - 1 - steps)
 
 
 def fake_answer(input_ids: Sequence[int], max_new_tokens: int, vocabulary: int, *, whole: bool = False) -> list[int]:

@@ -13,39 +13,31 @@ from contextlib import aclosing
 
 import msgspec
 
+from shell_router.form import ANY_FORM
 from shell_router.options import ForcedAnswer
-from shell_router.record import Fallback, ServedBy
-from shell_router.transport.base import Delta, GenerateRequest, PrefillSession
+from shell_router.transport.around import SessionAround
+from shell_router.transport.base import Delta, GenerateRequest, PrefillSession, Spans
 
 
 def forced_request(request: GenerateRequest, answer: ForcedAnswer) -> GenerateRequest:
     """`request` with exactly as many tokens to decode as `answer` has."""
     sampling = msgspec.structs.replace(request.sampling, max_new_tokens=len(answer.ids))
-    return dataclasses.replace(request, sampling=sampling, ignore_eos=True, stop=())
+    return dataclasses.replace(request, sampling=sampling, ignore_eos=True, stop=(), form=ANY_FORM)
 
 
-class ForcedSession:
+class ForcedSession(SessionAround):
     """A `PrefillSession` over one whose request is `forced_request`."""
 
     def __init__(self, session: PrefillSession, answer: ForcedAnswer) -> None:
-        self._session = session
+        super().__init__(session)
         self._answer = answer
 
-    @property
-    def served_by(self) -> ServedBy:
-        return self._session.served_by
-
-    @property
-    def fallback(self) -> Fallback | None:
-        return self._session.fallback
-
-    async def append(self, ids: Sequence[int]) -> None:
-        await self._session.append(ids)
-
-    async def commit(self, ids: Sequence[int], *, keep: int | None = None, answered: int = 0) -> AsyncGenerator[Delta]:
+    async def commit(
+        self, ids: Sequence[int], *, keep: int | None = None, answered: int = 0, references: Spans = ()
+    ) -> AsyncGenerator[Delta]:
         given = self._answer
         known = answered
-        async with aclosing(self._session.commit(ids, keep=keep, answered=answered)) as deltas:
+        async with aclosing(self._session.commit(ids, keep=keep, answered=answered, references=references)) as deltas:
             async for delta in deltas:
                 # An engine that gives no ids gives a piece for each token.
                 before, known = known, min(len(given.ids), known + (len(delta.ids) or bool(delta.text)))
@@ -55,6 +47,3 @@ class ForcedSession:
                 if given.confidence:
                     logprobs = (math.log(given.confidence),) * (known - before)
                 yield Delta(given.ids[before:known], logprobs, given.part(before, known), delta.finish)
-
-    async def close(self) -> None:
-        await self._session.close()

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from shell_router.config import LimitsConfig, ModelConfig
+from shell_router.core.append_cost import AppendCost, CostLearner
 from shell_router.errors import EngineError
 from shell_router.record import Fallback, ServedBy
-from shell_router.transport.base import Delta, Engine, GenerateRequest
-from shell_router.transport.pairs import Pair, Pairs
+from shell_router.transport.base import Delta, Engine, GenerateRequest, Spans
+from shell_router.transport.known import Pair
+from shell_router.transport.pairs import Pairs, pairs_of
 from shell_router.transport.remote import RemoteSession
 from shell_router.transport.resend import ResendSession
-from shell_router.transport.roster import Roster, rosters_of
 from shell_router.transport.workers import Workers, problem_in
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class SessionCounts:
     """What the sessions of a router came to since it started, and how many are open."""
 
     open: Callable[[], int]
+    append_costs: Callable[[], Mapping[str, AppendCost]]
+    """What an append costs on each prefill worker of which that is known, by its URL."""
     opened: int = 0
     appends: int = 0
     """Those that the workers have answered; an open that brings tokens is one."""
@@ -61,18 +64,28 @@ class IncrementalSession:
         workers: Workers,
         pairs: Pairs,
         counts: SessionCounts,
+        resend_costs: CostLearner,
+        rest: bool,
     ) -> None:
-        """`answer` is the request to commit; its id is the session's, and its `input_ids` are not set yet."""
+        """`answer` is the request to commit; its id is the session's, and its `input_ids` are not set yet.
+
+        `resend_costs` learns what an append costs where there is no session. `rest`: what little is left at the commit
+        the decode worker computes.
+        """
         self._answer = answer
         self._max_prompt_tokens = max_prompt_tokens
         self._engine = engine
         self._workers = workers
         self._pairs = pairs
         self._counts = counts
+        self._resend_costs = resend_costs
+        self._rest = rest
         self._ids: list[int] = []
         self._fallback: Fallback | None = None
         self._remote: RemoteSession | None = None
         self._requests: ResendSession | None = None
+        self._answered = False
+        """Whether the session has given its whole answer: another is asked for by a plain request."""
         self._closed = False
         # A commit follows the append in flight: the workers number the calls.
         self._turn = asyncio.Lock()
@@ -86,6 +99,12 @@ class IncrementalSession:
     @property
     def fallback(self) -> Fallback | None:
         return self._fallback
+
+    @property
+    def append_cost(self) -> AppendCost | None:
+        if self._requests is not None:
+            return self._requests.append_cost
+        return None if self._remote is None else self._remote.pair.prefill_worker.costs.cost
 
     async def append(self, ids: Sequence[int]) -> None:
         """Raises `EngineError` when the session is given up: then no more KV is prefilled, and the commit has `ids`."""
@@ -101,21 +120,30 @@ class IncrementalSession:
             else:
                 await self._append(self._remote, ids)
 
-    async def commit(self, ids: Sequence[int], *, keep: int | None = None, answered: int = 0) -> AsyncGenerator[Delta]:
+    async def commit(
+        self, ids: Sequence[int], *, keep: int | None = None, answered: int = 0, references: Spans = ()
+    ) -> AsyncGenerator[Delta]:
         async with self._turn:
             self._check_not_closed()
-            if keep is not None and keep < len(self._ids) and self._remote is not None and self._fallback is None:
+            if (
+                keep is not None
+                and keep < len(self._ids)
+                and self._remote is not None
+                and self._fallback is None
+                and not self._answered
+            ):
                 # What a session has been sent cannot be taken back. The plain request finds what of it is still right.
                 self._fall_back("rewritten")
             self._ids[len(self._ids) if keep is None else keep :] = ids
-            if self._remote is not None and self._fallback is None:
+            if self._remote is not None and self._fallback is None and not self._answered:
                 begun = False
                 try:
-                    async with aclosing(self._remote.commit(ids)) as deltas:
+                    async with aclosing(self._remote.commit(ids, references)) as deltas:
                         async for delta in deltas:
                             begun = True
                             yield delta
                     self._pairs.worked(self._remote.pair)
+                    self._answered = True
                     return
                 except EngineError as error:
                     self._blame_pair(self._remote.pair, error)
@@ -124,7 +152,7 @@ class IncrementalSession:
                     if begun:
                         # What has been read of the answer cannot be taken back.
                         raise
-            async with aclosing(self._commit_plainly(answered)) as deltas:
+            async with aclosing(self._commit_plainly(answered, references)) as deltas:
                 async for delta in deltas:
                     yield delta
 
@@ -140,14 +168,20 @@ class IncrementalSession:
 
     async def _open(self) -> None:
         """The first append: all ids known go out with the open."""
-        pair = await self._pairs.take(self._answer.request_id)
-        if pair is None:
+        pair = await self._pairs.take(
+            self._answer.request_id,
+            siblings=self._answer.siblings or self._answer.request_id,
+            tokens=len(self._ids),
+        )
+        if not isinstance(pair, Pair):
             self._check_not_closed()
-            self._fall_back("not_offered")
-            self._requests = ResendSession(self._engine, self._answer)
+            self._fall_back(pair)
+            if pair == "saturated":
+                raise EngineError(f"session {self._answer.request_id} is not opened: the prefill workers are saturated")
+            self._requests = ResendSession(self._engine, self._answer, self._resend_costs)
             await self._requests.append(self._ids)
             return
-        self._remote = RemoteSession(self._workers, pair, self._answer, self._max_prompt_tokens)
+        self._remote = RemoteSession(self._workers, pair, self._answer, self._max_prompt_tokens, self._rest)
         try:
             self._check_not_closed()
             await self._remote.open(self._ids)
@@ -167,7 +201,7 @@ class IncrementalSession:
             raise
         self._counts.appended(len(ids))
 
-    async def _commit_plainly(self, answered: int) -> AsyncGenerator[Delta]:
+    async def _commit_plainly(self, answered: int, references: Spans) -> AsyncGenerator[Delta]:
         remote = self._remote
         if self._requests is None:
             # An id of its own: the session's may still be in use on the workers. It does not begin with the session's,
@@ -178,9 +212,10 @@ class IncrementalSession:
                 request = dataclasses.replace(request, attempt=2)
             elif remote is not None:
                 request = dataclasses.replace(request, near=(remote.pair.prefill, remote.pair.decode))
-            self._requests = ResendSession(self._engine, request)
+            self._requests = ResendSession(self._engine, request, self._resend_costs)
         try:
-            async with aclosing(self._requests.commit(self._ids, keep=0, answered=answered)) as deltas:
+            commit = self._requests.commit(self._ids, keep=0, answered=answered, references=references)
+            async with aclosing(commit) as deltas:
                 async for delta in deltas:
                     # Not sooner: an open session keeps the prompt's KV from being evicted.
                     if remote is not None:
@@ -207,7 +242,7 @@ class IncrementalSession:
         self._fallback = reason
         self._counts.fallbacks[reason] += 1
         if error is not None:
-            logger.warning("session %s fell back (%s): %s", self._answer.request_id, reason, error.message)
+            logger.warning("session %s fell back (%s): %s", self._answer.request_id, reason, error)
 
     def _check_not_closed(self) -> None:
         if self._closed:
@@ -223,14 +258,24 @@ class IncrementalSessions:
         limits: LimitsConfig,
         client: aiohttp.ClientSession,
         engine: Engine,
-        rosters: Mapping[str, Roster] | None = None,
+        pairs: Mapping[str, Pairs] | None = None,
+        *,
+        rest: bool = True,
     ) -> None:
-        """`rosters` know the pairs; without them they are those that `models` name."""
+        """`pairs` know the workers, and what `engine` gave them; without them they are those that `models` name.
+
+        `rest`: what little is left of a prompt at its commit the decode worker computes; without, to compare."""
         self._engine = engine
+        self._rest = rest
         self._workers = Workers(client, limits)
-        rosters = rosters_of(models) if rosters is None else rosters
-        self._pairs = {name: Pairs(rosters[name], self._workers) for name in models}
-        self.counts = SessionCounts(open=lambda: sum(pairs.open_sessions for pairs in self._pairs.values()))
+        self._pairs = pairs_of(models, limits, client) if pairs is None else pairs
+        self._resend_costs = {name: CostLearner() for name in models}
+        self.counts = SessionCounts(
+            open=lambda: sum(pairs.open_sessions for pairs in self._pairs.values()),
+            append_costs=lambda: {
+                worker: cost for pairs in self._pairs.values() for worker, cost in pairs.append_costs.items()
+            },
+        )
 
     def __call__(self, answer: GenerateRequest, *, max_prompt_tokens: int) -> IncrementalSession:
         return IncrementalSession(
@@ -240,4 +285,15 @@ class IncrementalSessions:
             workers=self._workers,
             pairs=self._pairs[answer.model],
             counts=self.counts,
+            resend_costs=self._resend_costs[answer.model],
+            rest=self._rest,
+        )
+
+    def append_cost(self, model: str) -> AppendCost | None:
+        """Of the prefill worker on which an append pays last. Those that have been silent for a while are asked anew,
+        for later runs."""
+        pairs = self._pairs[model]
+        pairs.refresh()
+        return max(
+            pairs.append_costs.values(), key=lambda cost: cost.paying_tokens, default=self._resend_costs[model].cost
         )

@@ -11,16 +11,24 @@ from typing import Any, Literal
 import aiohttp
 import msgspec
 
-from shell_router.config import ConfigError, LimitsConfig, ModelConfig
+from shell_router.config import LimitsConfig, ModelConfig, read_key
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.transport.base import Delta, Finish, GenerateRequest
-from shell_router.transport.generate import JSON, as_engine_errors, check_answers, check_status, events, timeout_of
+from shell_router.transport.generate import (
+    JSON,
+    as_engine_errors,
+    check_answers,
+    check_status,
+    decoded,
+    events,
+    timeout_of,
+)
 
 _USUAL = Sampling()
-_OPTIONAL = ("top_k", "min_p", "repetition_penalty", "presence_penalty")
-"""Sampling parameters that are sent only where they differ from the usual. All but the last OpenAI's API does not have;
-vLLM and SGLang do, other servers may refuse them."""
+_OPTIONAL = ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Sampling parameters that are sent only where they differ from the usual. All but the last two OpenAI's API does
+not have; vLLM and SGLang do, other servers may refuse them."""
 
 
 class _LogProb(msgspec.Struct):
@@ -149,10 +157,14 @@ class OpenAIEngine:
                 body[name] = value
         if request.ignore_eos:
             body["ignore_eos"] = True
+        if request.show_control:
+            body["skip_special_tokens"] = False
         if request.seed is not None:
             body["seed"] = request.seed
         if request.stop:
             body["stop"] = request.stop
+        if request.form.logit_bias:
+            body["logit_bias"] = request.form.logit_bias
         if self._token_ids:
             body["return_token_ids"] = True
         if self._logprobs:
@@ -169,24 +181,16 @@ def key_headers(model: ModelConfig, environment: Mapping[str, str] = os.environ)
     """The headers that carry the model's API key. Raises `ConfigError` when its variable has none."""
     if model.upstream_key_env is None:
         return {}
-    key = environment.get(model.upstream_key_env, "").strip()
-    if not key:
-        raise ConfigError(
-            f"model {model.name!r}: upstream_key_env: the environment variable {model.upstream_key_env} is not set, "
-            "or empty"
-        )
+    key = read_key(f"model {model.name!r}: upstream_key_env", model.upstream_key_env, environment)
     return {"Authorization": f"Bearer {key}"}
 
 
 def _read(url: str, data: bytes) -> Chunk:
-    try:
-        chunk = _decode_chunk(data)
-    except msgspec.DecodeError as error:
-        raise EngineError(f"{url} gave an answer that cannot be read: {error}") from error
+    chunk = decoded(_decode_chunk, data, url)
     if chunk.error is not None:
         raise EngineError(f"{url} gave up: {_message(chunk.error)}")
     if chunk.choices is None:
-        raise EngineError(f"{url} gave an answer that cannot be read: {data[:200]!r}")
+        raise EngineError(f"{url} gave an answer that cannot be read", repr(data[:200]))
     return chunk
 
 
@@ -228,6 +232,10 @@ class _Reader:
         if self._last is None:
             raise EngineError(f"{self._url} ended its stream before the answer was finished")
         usage = self._usage or Usage(prompt_tokens=self._prompt_tokens)
+        if self._token_ids and usage.completion_tokens is not None and usage.completion_tokens < self._counted:
+            raise EngineError(
+                f"{self._url} counts {usage.completion_tokens} tokens of an answer that has {self._counted}"
+            )
         cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
         finish = Finish(
             reason=self._reason,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -15,11 +16,12 @@ import msgspec
 
 from sglang_ext.protocol import AppendRequest, CommitRequest, OpenRequest, SessionReply
 from shell_router.errors import EngineError
-from shell_router.transport.base import Delta, GenerateRequest
+from shell_router.transport.base import Delta, GenerateRequest, Spans
 from shell_router.transport.both import answer_of_pair, stop_tasks
+from shell_router.transport.drafting import with_references
 from shell_router.transport.generate import sampling_params
-from shell_router.transport.pairs import Pair
-from shell_router.transport.workers import Workers, new_room
+from shell_router.transport.known import Pair
+from shell_router.transport.workers import Workers, new_room, problem_in
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,19 @@ _OPENING_S = 10.0
 class RemoteSession:
     """A session on both workers of `pair`. All but `end` raise `EngineError`, after which there is only `end`."""
 
-    def __init__(self, workers: Workers, pair: Pair, answer: GenerateRequest, max_prompt_tokens: int) -> None:
+    def __init__(
+        self, workers: Workers, pair: Pair, answer: GenerateRequest, max_prompt_tokens: int, rest: bool
+    ) -> None:
         self._committed = False
         self._workers = workers
         self.pair = pair
         self._answer = answer
         self._max_prompt_tokens = max_prompt_tokens
+        self._rest = rest
         self._seq = 0
         self._sent = 0
+        self._pushed = 0
+        """Tokens whose KV the prefill worker has given to the transfer, if it is all that it has."""
         self._opening: tuple[asyncio.Task[SessionReply], ...] = ()
         self._ending: asyncio.Task[None] | None = None
         self._over = False
@@ -55,8 +62,9 @@ class RemoteSession:
             input_ids=list(ids),
         )
         # Not cancelled with this call: an open that is given up may still arrive, so `end` waits for it.
-        self._opening = tuple(
-            asyncio.create_task(self._workers.open(worker, request)) for worker in (self.pair.prefill, self.pair.decode)
+        self._opening = (
+            asyncio.create_task(self._prefilled(self._workers.open(self.pair.prefill, request))),
+            asyncio.create_task(self._workers.open(self.pair.decode, request)),
         )
         replies = await asyncio.shield(asyncio.gather(*self._opening, return_exceptions=True))
         for reply in replies:
@@ -69,32 +77,39 @@ class RemoteSession:
         """Add `ids`; returns when their KV is there."""
         request = AppendRequest(session_id=self._answer.request_id, seq=self._next_seq(), input_ids=list(ids))
         replies = await _both(
-            self._workers.append(self.pair.prefill, request), self._workers.append(self.pair.decode, request)
+            self._prefilled(self._workers.append(self.pair.prefill, request)),
+            self._workers.append(self.pair.decode, request),
         )
         self._sent += len(ids)
         for reply in replies:
             self._check(reply, self._sent)
 
-    async def commit(self, ids: Sequence[int]) -> AsyncGenerator[Delta]:
-        """Add the last `ids` and answer. What it raises before its first delta, it raises before the first token.
+    async def commit(self, ids: Sequence[int], references: Spans = ()) -> AsyncGenerator[Delta]:
+        """Add the last `ids` and answer, which may repeat `references` of the prompt.
 
-        The prefill worker's answer matters until then: a decode worker that waits for its KV says nothing.
+        What it raises before its first delta, it raises before the first token. The prefill worker's answer matters
+        until then: a decode worker that waits for its KV says nothing.
         """
         if self._committed:
             raise EngineError(f"session {self._answer.request_id} has been committed")
         self._committed = True
+        answer = with_references(self._answer, references)
         request = CommitRequest(
             session_id=self._answer.request_id,
             seq=self._next_seq(),
             input_ids=list(ids),
-            sampling_params=sampling_params(self._answer),
-            return_logprob=True,
+            sampling_params=sampling_params(answer, self.pair.decode_worker.status),
+            return_logprob=self._answer.logprobs,
+            priority=self._answer.priority,
         )
-        streamed = msgspec.structs.replace(request, stream=True)
-        answer = answer_of_pair(
-            self._workers.commit(self.pair.prefill, request), self._workers.answer(self.pair.decode, streamed)
-        )
-        async with aclosing(answer) as deltas:
+        if self._decode_may_go_on(len(ids)) and await self._finished():
+            answering = self._workers.answer(self.pair.decode, msgspec.structs.replace(request, stream=True, rest=True))
+        else:
+            streamed = msgspec.structs.replace(request, stream=True)
+            answering = answer_of_pair(
+                self._workers.commit(self.pair.prefill, request), self._workers.answer(self.pair.decode, streamed)
+            )
+        async with aclosing(answering) as deltas:
             async for delta in deltas:
                 yield delta
         self._leave()
@@ -128,7 +143,38 @@ class RemoteSession:
                 try:
                     await stop(worker, self._answer.request_id)
                 except EngineError as error:
-                    logger.warning("session %s may not have been freed: %s", self._answer.request_id, error.message)
+                    logger.warning("session %s may not have been freed: %s", self._answer.request_id, error)
+
+    def _decode_may_go_on(self, more: int) -> bool:
+        """Whether so little of the prompt is left, with `more` tokens, that the decode worker computes it sooner than
+        the prefill worker can send it."""
+        status = self.pair.decode_worker.status
+        sessions = None if status is None else status.sessions
+        if not self._rest or sessions is None or not self._pushed:
+            return False
+        return 0 < self._sent + more - self._pushed <= sessions.max_rest_tokens
+
+    async def _finished(self) -> bool:
+        """Have the prefill worker end its part. Returns whether it has: if it lacks something of what it said that it
+        had sent, it goes on as ever."""
+        try:
+            await self._workers.finish(self.pair.prefill, self._answer.request_id)
+        except EngineError as error:
+            problem = problem_in(error)
+            if problem is None or problem.code != "closed":
+                raise
+            return False
+        return True
+
+    async def _prefilled(self, call: Coroutine[Any, Any, SessionReply]) -> SessionReply:
+        """The prefill worker's reply, from which is learnt what an append costs there."""
+        began = time.monotonic()
+        reply = await call
+        self.pair.prefill_worker.learn(reply)
+        self._pushed = reply.pushed_tokens if reply.pushed_tokens == reply.held_tokens else 0
+        if reply.computed_s:
+            self.pair.prefill_worker.costs.observe_call(time.monotonic() - began - reply.queued_s - reply.computed_s)
+        return reply
 
     def _leave(self) -> None:
         self._over = True

@@ -18,7 +18,7 @@ import msgspec
 from shell_router.config import ModelConfig, PairConfig
 from shell_router.errors import EngineError, EngineUnreachable
 from shell_router.transport.both import stop_tasks
-from shell_router.transport.generate import as_engine_errors, check_status
+from shell_router.transport.generate import as_engine_errors, check_status, decoded
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ class _Listing(msgspec.Struct):
     workers: list[_Listed]
 
 
+_decode_listing = msgspec.json.Decoder(_Listing).decode
+
+
 class Roster:
     """The members of one model as last seen."""
 
@@ -73,15 +76,16 @@ class Roster:
     def missed(self, error: EngineError) -> None:
         """A look failed; the members stay."""
         if self._unseen is None:
-            logger.warning("the workers of model %r cannot be listed: %s", self._model.name, error.message)
+            logger.warning("the workers of model %r cannot be listed: %s", self._model.name, error)
         self._unseen = error
 
     def check(self) -> None:
         """Raise `EngineUnreachable` when workers are to be discovered and none that can serve is known."""
         if self._model.discover_every_s is None or self.members.pairs or self.members.regular:
             return
-        why = f"{self._model.router_url} lists none" if self._unseen is None else self._unseen.message
-        raise EngineUnreachable(f"model {self._model.name!r}: no workers are known that can serve it: {why}")
+        why = "sglang-router lists none" if self._unseen is None else self._unseen.message
+        detail = self._model.router_url if self._unseen is None else str(self._unseen)
+        raise EngineUnreachable(f"model {self._model.name!r}: no workers are known that can serve it: {why}", detail)
 
 
 def rosters_of(models: Mapping[str, ModelConfig]) -> dict[str, Roster]:
@@ -113,11 +117,7 @@ async def look(router_url: str, client: aiohttp.ClientSession) -> Members:
         async with client.get(url, timeout=_TIMEOUT) as reply:
             await check_status(url, reply)
             body = await reply.read()
-    try:
-        listing = msgspec.json.decode(body, type=_Listing)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"{url} gave an answer that cannot be read: {error}") from error
-    return _members(listing.workers)
+    return _members(decoded(_decode_listing, body, url).workers)
 
 
 async def _follow(roster: Roster, router_url: str, every_s: float, client: aiohttp.ClientSession) -> None:
@@ -126,6 +126,9 @@ async def _follow(roster: Roster, router_url: str, every_s: float, client: aioht
             roster.saw(await look(router_url, client))
         except EngineError as error:
             roster.missed(error)
+        except Exception:
+            # Whatever it is, the next look may succeed; without looks the router would go on with workers long gone.
+            logger.exception("%s: looking at the workers failed", router_url)
         await asyncio.sleep(every_s)
 
 

@@ -16,12 +16,14 @@ from sglang_ext.protocol import (
     APPEND_PATH,
     CLOSE_PATH,
     COMMIT_PATH,
+    FINISH_PATH,
     OPEN_PATH,
     STATUS_PATH,
     AppendRequest,
     CloseReply,
     CloseRequest,
     CommitRequest,
+    FinishRequest,
     OpenRequest,
     Problem,
     ProblemReply,
@@ -30,22 +32,26 @@ from sglang_ext.protocol import (
 )
 from shell_router.config import LimitsConfig
 from shell_router.errors import EngineError
-from shell_router.transport.base import Delta
+from shell_router.transport.base import Delta, WorkerTimes
 from shell_router.transport.generate import (
     JSON,
     ErrorStatus,
     as_engine_errors,
     check_status,
-    read_delta,
+    decoded,
+    read_times,
     stream_answer,
     timeout_of,
 )
 
 T = TypeVar("T")
 
+_decode_problem = msgspec.json.Decoder(ProblemReply).decode
+
 _ROOMS = 2**63 - 1
 _STOP_TIMEOUT = aiohttp.ClientTimeout(total=10)
-_STATUS_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_STATUS_S = 5.0
+_STATUS_CONNECT_S = 2.0
 
 
 class Workers:
@@ -54,11 +60,15 @@ class Workers:
     def __init__(self, client: aiohttp.ClientSession, limits: LimitsConfig) -> None:
         self._client = client
         self._timeout = timeout_of(limits)
+        # Less for the connection, which a worker that is merely busy takes at once.
+        self._status_timeout = aiohttp.ClientTimeout(
+            total=_STATUS_S, sock_connect=min(limits.connect_timeout_s, _STATUS_CONNECT_S)
+        )
 
     async def status(self, worker: str) -> Status:
         url = worker + STATUS_PATH
-        with as_engine_errors(url, _STATUS_TIMEOUT):
-            async with self._client.get(url, timeout=_STATUS_TIMEOUT) as reply:
+        with as_engine_errors(url, self._status_timeout):
+            async with self._client.get(url, timeout=self._status_timeout) as reply:
                 await check_status(url, reply)
                 return _read(url, await reply.read(), Status)
 
@@ -68,18 +78,24 @@ class Workers:
     async def append(self, worker: str, request: AppendRequest) -> SessionReply:
         return await self._session_call(worker + APPEND_PATH, request)
 
-    async def commit(self, worker: str, request: CommitRequest) -> None:
+    async def commit(self, worker: str, request: CommitRequest) -> WorkerTimes | None:
         """Return when a prefill worker has sent the KV of the whole prompt."""
         url = worker + COMMIT_PATH
-        read_delta(await self._post(url, msgspec.json.encode(request), self._timeout))
+        return read_times(await self._post(url, msgspec.json.encode(request), self._timeout))
+
+    async def finish(self, worker: str, session_id: str) -> None:
+        """Return when a prefill worker has sent all that it has of the session, which ends there."""
+        url = worker + FINISH_PATH
+        body = msgspec.json.encode(FinishRequest(session_id=session_id))
+        _read(url, await self._post(url, body, self._timeout), CloseReply)
 
     def answer(self, worker: str, request: CommitRequest) -> AsyncGenerator[Delta]:
         """Commit to a decode worker, which answers as `/generate` does."""
         return stream_answer(self._client, worker + COMMIT_PATH, msgspec.json.encode(request), self._timeout)
 
-    async def send_kv(self, worker: str, body: bytes) -> None:
+    async def send_kv(self, worker: str, body: bytes) -> WorkerTimes | None:
         """Have a prefill worker compute a plain request; returns when it has sent the KV of the prompt."""
-        read_delta(await self._post(f"{worker}/generate", body, self._timeout))
+        return read_times(await self._post(f"{worker}/generate", body, self._timeout))
 
     async def close(self, worker: str, session_id: str) -> None:
         url = worker + CLOSE_PATH
@@ -113,13 +129,10 @@ def problem_in(error: EngineError) -> Problem | None:
     if not isinstance(error, ErrorStatus):
         return None
     try:
-        return msgspec.json.decode(error.said, type=ProblemReply).error
-    except msgspec.DecodeError:
+        return decoded(_decode_problem, error.said, "the worker").error
+    except EngineError:
         return None
 
 
 def _read(url: str, body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise EngineError(f"{url} gave an answer that cannot be read: {error}") from error
+    return decoded(lambda data: msgspec.json.decode(data, type=kind), body, url)

@@ -10,9 +10,9 @@ from tests.contract.engine_contract import EngineContract
 
 
 class TestFakeEngine(EngineContract):
-    @pytest.fixture
-    def engine(self) -> Engine:
-        return FakeEngine()
+    @pytest.fixture(params=[0, 3], ids=["", "drafts"])
+    def engine(self, request: pytest.FixtureRequest) -> Engine:
+        return FakeEngine(drafts=request.param)
 
     @pytest.fixture
     def broken_engine(self) -> Engine:

@@ -107,7 +107,12 @@ class Pair:
             return ids_out
 
     async def generate_directly(self, ids: Sequence[int], **more: Any) -> list[int]:
-        """One plain request to both workers, as sglang-router would send it."""
+        """One plain request to both workers, as the shell router sends it; the ids of its greedy answer."""
+        found: list[int] = (await self.ask(ids, **more))["output_ids"]
+        return found
+
+    async def ask(self, ids: Sequence[int], **more: Any) -> dict[str, Any]:
+        """One plain request to both workers; the decode worker's answer."""
         body = {
             "input_ids": list(ids),
             "sampling_params": GREEDY,
@@ -117,11 +122,11 @@ class Pair:
             **more,
         }
 
-        async def send(worker: str) -> list[int]:
+        async def send(worker: str) -> dict[str, Any]:
             async with self.client.post(f"{worker}/generate", json=body) as reply:
                 answer = await reply.read()
                 assert reply.status == 200, answer
-                found: list[int] = msgspec.json.decode(answer)["output_ids"]
+                found: dict[str, Any] = msgspec.json.decode(answer)
                 return found
 
         _, found = await asyncio.gather(*(send(worker) for worker in self.workers))
@@ -163,10 +168,13 @@ class Session:
         self.next_seq = 1
         self._bound = max_prompt_tokens
         self._ttl_s = ttl_s
+        self.told: protocol.SessionReply | None = None
+        """The prefill worker's last reply."""
 
     async def open(self, ids: Sequence[int] = ()) -> protocol.SessionReply:
         prefill, _ = await self.pair.both(protocol.OPEN_PATH, self.open_request(ids))
-        return msgspec.json.decode(prefill, type=protocol.SessionReply)
+        self.told = msgspec.json.decode(prefill, type=protocol.SessionReply)
+        return self.told
 
     def open_request(self, ids: Sequence[int] = ()) -> protocol.OpenRequest:
         return protocol.OpenRequest(
@@ -183,7 +191,15 @@ class Session:
         request = protocol.AppendRequest(session_id=self.id, seq=self.next_seq, input_ids=list(ids))
         self.next_seq += 1
         prefill, _ = await self.pair.both(protocol.APPEND_PATH, request)
-        return msgspec.json.decode(prefill, type=protocol.SessionReply)
+        self.told = msgspec.json.decode(prefill, type=protocol.SessionReply)
+        return self.told
+
+    def rest(self, more: int) -> int | None:
+        """How much of the prompt decode would have to compute behind `more` tokens; None where it cannot."""
+        told = self.told
+        if told is None or not told.pushed_tokens or told.pushed_tokens != told.held_tokens:
+            return None
+        return told.known_tokens + more - told.pushed_tokens
 
     async def commit(self, ids: Sequence[int], **more: Any) -> dict[str, Any]:
         """The decode worker's answer."""
@@ -195,9 +211,23 @@ class Session:
             **more,
         )
         self.next_seq += 1
-        _, decode = await self.pair.both(protocol.COMMIT_PATH, request)
+        if request.rest and await self._finished():
+            decode = await self.pair.call(self.pair.decode, protocol.COMMIT_PATH, request)
+        else:
+            request = msgspec.structs.replace(request, rest=False)
+            _, decode = await self.pair.both(protocol.COMMIT_PATH, request)
         answer: dict[str, Any] = msgspec.json.decode(decode)
         return answer
+
+    async def _finished(self) -> bool:
+        request = protocol.FinishRequest(session_id=self.id)
+        try:
+            await self.pair.call(self.pair.prefill, protocol.FINISH_PATH, request)
+        except CallRefused as refused:
+            if refused.problem.code != "closed":
+                raise
+            return False
+        return True
 
     async def close(self) -> tuple[int, int]:
         """Tokens freed on the prefill worker and on the decode worker."""

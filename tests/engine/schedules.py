@@ -13,9 +13,21 @@ from typing import Any
 
 import aiohttp
 
-from sglang_ext.protocol import CLOSE_PATH, COMMIT_PATH, OPEN_PATH, CloseRequest, CommitRequest
-from tests.engine.pair import CallRefused, Pair, Session, random_cuts, random_prompt
+from sglang_ext.protocol import (
+    CLOSE_PATH,
+    COMMIT_PATH,
+    FINISH_PATH,
+    OPEN_PATH,
+    CloseRequest,
+    CommitRequest,
+    Drafts,
+    FinishRequest,
+    drafts_to,
+)
+from tests.engine.pair import GREEDY, CallRefused, Pair, Session, random_cuts, random_prompt
 
+MOST_REST = 64
+"""Tokens that decode computes itself."""
 SIZES = (1, 3, 15, 16, 17, 48, 64, 100, 250)
 
 
@@ -42,6 +54,9 @@ async def run_schedules(
 
     Some prompts begin with one of `heads` common heads. The answer of each is compared with that of one plain request
     for the same prompt, whose KV is computed apart (another namespace of the prefix cache), before or after.
+
+    Where the workers draft, the reference is decoded without, and the others with drafts of each other: answers to one
+    prompt are of one group, so that nearly all drafts are right.
     """
     draw = random.Random(seed)
     shared = [random_prompt(draw, 20, longest // 3) for _ in range(heads)]
@@ -52,20 +67,29 @@ async def run_schedules(
         own = random.Random(f"{seed}-{number}")
         head = own.choice(shared) if shared and own.random() < 0.5 else []
         prompt = head + random_prompt(own, 1, longest - len(head))
+        sibling = None
         async with places:
             if own.random() < 0.2:
                 await pair.generate(random_prompt(own, 1, longest))
-            reference = partial(pair.generate, prompt, extra_key=f"reference-{seed}-{number}")
+            reference = partial(
+                pair.generate,
+                prompt,
+                extra_key=f"reference-{seed}-{number}",
+                sampling_params=drafting(Drafts(off=True)),
+            )
+            siblings = drafting(Drafts(group=f"{seed}-{number}"))
             expected = await reference() if own.random() < 0.5 else None
+            if own.random() < 0.5:
+                sibling = await pair.generate_directly(prompt, sampling_params=siblings)
             pieces = random_cuts(own, prompt, sizes)
             try:
-                found = await _write(pair, own, pieces, len(prompt))
+                found = await _write(pair, own, pieces, len(prompt), siblings)
             except CallRefused as refused:
                 outcome.fallbacks[refused.problem.code] += 1
-                found = await pair.generate(prompt)
+                found = await pair.generate(prompt, sampling_params=siblings)
             if expected is None:
                 expected = await reference()
-            if found == expected:
+            if found == expected and sibling in (None, expected):
                 outcome.right += 1
             else:
                 outcome.wrong.append(f"{number}: {len(prompt)} tokens in {[len(p) for p in pieces]}")
@@ -74,7 +98,14 @@ async def run_schedules(
     return outcome
 
 
-async def _write(pair: Pair, draw: random.Random, pieces: Sequence[Sequence[int]], tokens: int) -> list[int]:
+def drafting(drafts: Drafts) -> dict[str, Any]:
+    """Sampling parameters of a greedy request with or without drafts."""
+    return {**GREEDY, "custom_params": drafts_to(drafts)}
+
+
+async def _write(
+    pair: Pair, draw: random.Random, pieces: Sequence[Sequence[int]], tokens: int, sampling: dict[str, Any]
+) -> list[int]:
     session = Session(pair, max_prompt_tokens=tokens + draw.randrange(50))
     try:
         first = 0 if draw.random() < 0.3 else 1
@@ -84,7 +115,9 @@ async def _write(pair: Pair, draw: random.Random, pieces: Sequence[Sequence[int]
                 await session.append(piece)
             if draw.random() < 0.2:
                 await asyncio.sleep(draw.random() * 0.1)
-        answer = await session.commit(pieces[-1])
+        rest = session.rest(len(pieces[-1]))
+        decode_goes_on = rest is not None and 0 < rest <= MOST_REST and draw.random() < 0.7
+        answer = await session.commit(pieces[-1], sampling_params=sampling, rest=decode_goes_on)
     except BaseException:
         await session.close()
         raise
@@ -95,6 +128,7 @@ async def _write(pair: Pair, draw: random.Random, pieces: Sequence[Sequence[int]
 ENDS = (
     "close", "close_prefill", "close_decode", "abort_prefill", "abort_decode", "close_in_append", "abort_in_append",
     "abort_in_commit", "leave_in_append", "leave_in_commit", "leave", "commit", "open_one_side", "commit_one_side",
+    "rest", "abort_in_rest", "finish_one_side", "rest_one_side",
 )  # fmt: skip
 
 
@@ -153,6 +187,28 @@ async def end_somehow(pair: Pair, draw: random.Random, end: str, *, longest: int
             worker = draw.choice(pair.workers)
             request = CommitRequest(session_id=session.id, seq=session.next_seq, input_ids=more)
             task = asyncio.ensure_future(pair.call(worker, COMMIT_PATH, request))
+            await asyncio.sleep(draw.random() * 0.1)
+            await session.close()
+            await asyncio.gather(*(pair.abort(worker, session.id) for worker in pair.workers))
+            await _settle(task)
+        case "rest" | "abort_in_rest":
+            # Of any size: what is too much, or not there, ends with an error.
+            answer = session.commit(more, sampling_params=long_answer, rest=True)
+            task = asyncio.ensure_future(answer)
+            if end == "abort_in_rest":
+                await asyncio.sleep(draw.random() * 0.1)
+            else:
+                await asyncio.wait([task], timeout=1.0)
+            await session.close()
+            await asyncio.gather(*(pair.abort(worker, session.id) for worker in pair.workers))
+            await _settle(task)
+        case "finish_one_side" | "rest_one_side":
+            if end == "finish_one_side":
+                one = pair.call(pair.prefill, FINISH_PATH, FinishRequest(session_id=session.id))
+            else:
+                request = CommitRequest(session_id=session.id, seq=session.next_seq, input_ids=more, rest=True)
+                one = pair.call(pair.decode, COMMIT_PATH, request)
+            task = asyncio.ensure_future(one)
             await asyncio.sleep(draw.random() * 0.1)
             await session.close()
             await asyncio.gather(*(pair.abort(worker, session.id) for worker in pair.workers))

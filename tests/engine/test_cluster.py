@@ -110,7 +110,7 @@ def test_a_worker_that_dies_stops_the_rest_and_shows_its_log(up: Starter, tmp_pa
     launcher = up(name)
     cluster = loading(name)
     victim = next(one for one in cluster.processes if "decode" in one.name)
-    wait_until(lambda: bool(schedulers(victim.id.pid)), timeout_s=60.0)
+    wait_until(lambda: bool(schedulers(victim.id.pid)), timeout_s=180.0)
     (scheduler,) = schedulers(victim.id.pid)
     scheduler.kill()
     _, said = launcher.communicate(timeout=60)

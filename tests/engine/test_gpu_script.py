@@ -20,7 +20,13 @@ def test_the_whole_experiment_on_the_cpu_engine(tmp_path: Path) -> None:
     assert summary["ok"]
     assert summary["environment"]["versions"]["sglang"]
     names = [each["name"] for each in summary["measured"]]
-    assert names == ["ttft", "second_layer", "spliced", "chain", "four_settings"]
+    assert names == [
+        "exact", "fan_out", "ttft", "second_layer", "second_layer-64-tokens", "spliced", "chain", "four_settings",
+    ]  # fmt: skip
+    assert summary["not_reached"] == []
+    assert (tmp_path / "out.tar.gz").is_file()
+    exact = json.loads((out / "exact.json").read_bytes())
+    assert exact["first_logprob_off"]["max"] < 1e-3, "in float32"
     for each in summary["measured"]:
         assert (out / each["result"]).is_file()
     # Lengths are fixed: what ended by itself is as long as it should be, and an exit leaves some out.

@@ -12,6 +12,8 @@ import pytest
 from launch import checkpoint
 from launch.cluster import Cluster
 from launch.config import load_cluster
+from shell_router.core.passing import Passing
+from shell_router.passing import passing_rules
 from shell_router.record import AgentRecord, RunRecord
 from shell_router.tokenizer import HubTokenizer
 from tests.conftest import ROOT
@@ -44,7 +46,9 @@ def check_prompts(record: RunRecord, tokenizers: dict[str, HubTokenizer]) -> int
     for agent in record.agents:
         for precursor in agent.slot_order:
             answer = known[precursor]
-            expected = answer.output_ids
+            # Random weights may say anything.
+            passed = Passing(passing_rules(tokenizers[answer.model], "auto")).extend(answer.output_ids, (), answer.text)
+            expected = answer.output_ids if passed is None else passed.ids
             if answer.model != agent.model:
                 again += 1
                 expected = tuple(tokenizers[agent.model].encode(answer.text, special=False))
@@ -83,3 +87,24 @@ async def test_slots_in_completion_order_and_early_exit(
             if agent.state == "done":
                 assert agent.prompt_ids == same[agent.id].prompt_ids
                 assert agent.output_ids == same[agent.id].output_ids
+
+
+async def test_of_a_pool_the_chosen_are_asked(hetero_cluster: Cluster, tokenizers: dict[str, HubTokenizer]) -> None:
+    """Who is not chosen is asked nothing and stands in no prompt; both modes choose alike and answer alike."""
+    routing = {"weights": {"cost": 0.0, "seconds": 0.0}}
+    blocking = await run_tree(hetero_cluster, "routed_4_1", mode="blocking", slots="fixed", routing=routing)
+    spliced = await run_tree(hetero_cluster, "routed_4_1", mode="spliced", slots="fixed", routing=routing)
+    for record in (blocking, spliced):
+        assert record.routing is not None
+        (choice,) = record.routing.choices
+        assert choice.asked == ("brief", "facts")
+        assert {agent.id: agent.state for agent in record.agents} == {
+            **dict.fromkeys(("brief", "facts", "final"), "done"),
+            **dict.fromkeys(("stepwise", "random"), "skipped"),
+        }
+        assert record.root.slot_order == ("brief", "facts")
+        check_prompts(record, tokenizers)
+    for one, other in zip(blocking.agents, spliced.agents, strict=True):
+        assert (one.prompt_ids, one.output_ids) == (other.prompt_ids, other.output_ids)
+    skilled = await run_tree(hetero_cluster, "routed_4_1", routing={**routing, "skill": "word problems"})
+    assert [agent.id for agent in skilled.agents if agent.state == "done"] == ["stepwise", "final"]

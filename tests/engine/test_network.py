@@ -27,7 +27,8 @@ from launch.config import ClusterConfig
 from shell_router.record import RunRecord
 from tests.engine.netns import Network, NotSupported, network
 from tests.engine.pair import TOKENS, Pair, until_nothing_is_held
-from tests.engine.test_runs import chat
+from tests.engine.schedules import MOST_REST
+from tests.engine.test_runs import chat, run_of
 from tests.waiting import until, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -189,7 +190,8 @@ def test_a_tree_runs_on_three_machines_over_sessions(spread: Spread) -> None:
         now.early_pages + now.commit_pages - was.early_pages - was.commit_pages,
     )
     assert early > 0
-    assert pages * PAGE_TOKENS >= root.prompt_tokens
+    # The decode worker may have computed the last of them itself.
+    assert pages * PAGE_TOKENS >= root.prompt_tokens - MOST_REST
     # The proposers' pages come on top.
     assert held_after.page_bytes == PAGE_TOKENS * KV_BYTES
     assert min(moved) > pages * held_after.page_bytes
@@ -248,7 +250,7 @@ def test_a_cut_between_prefill_and_decode_ends_well_or_with_an_error(spread: Spr
         body = chat("tree_9_3_1", {"slots": "fixed"}, stream=True)
         async with pair.client.post(f"{spread.url}/v1/chat/completions", json=body) as reply:
             assert reply.status == 200
-            run = msgspec.json.decode((await reply.content.readline()).removeprefix(b"data: "))["id"]
+            run = await run_of(reply)
 
             async def streaming() -> bool:
                 return sum(agent.output_tokens > 3 for agent in (await spread.record(pair, run)).agents) >= 4

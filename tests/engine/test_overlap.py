@@ -11,6 +11,7 @@ import pytest
 from experiments.overlap import command as overlap
 from experiments.overlap.stats import MODES
 from launch.cluster import Cluster
+from tests.engine.schedules import MOST_REST
 
 pytestmark = pytest.mark.engine
 PAGE = 16
@@ -41,8 +42,10 @@ def test_spliced_lengths_and_what_they_move(tiny_cluster: Cluster, tmp_path: Pat
         before, whole = moved["blocking"]
         assert before == 0
         assert whole > 0
-        # The prompt is whole pages long: each page is moved once, and in the end less than all of them.
-        assert sum(moved["incremental"]) == whole
+        # The prompt is whole pages long: each page is moved once, but for those that the decode worker computes itself;
+        # in the end less than all of them.
+        pages = length // 16
+        assert whole * (pages - MOST_REST // 16) / pages <= sum(moved["incremental"]) <= whole
         assert moved["incremental"][1] < whole
         assert values["incremental"]["hidden_prefill_s"][0] > 0
         assert values["incremental"]["hidden_prefill_fraction"][0] > 0

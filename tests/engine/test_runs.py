@@ -18,6 +18,14 @@ pytestmark = pytest.mark.engine
 QUESTION = "A shop sells pens at 3 dollars and books at 8 dollars. What do 4 pens and 2 books cost?"
 
 
+async def run_of(reply: aiohttp.ClientResponse) -> str:
+    """The id of the run that a stream is of, by its first event."""
+    while not (line := await reply.content.readline()).startswith(b"data: "):
+        assert line, "the stream ended"
+    run: str = msgspec.json.decode(line.removeprefix(b"data: "))["id"]
+    return run
+
+
 def chat(tree: str, graft: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"model": tree, "messages": [{"role": "user", "content": QUESTION}], "graft": graft, **fields}
 
@@ -98,3 +106,21 @@ async def test_a_client_that_leaves_frees_the_workers(tiny_cluster: Cluster, str
                 await reply.read()
     # A worker flushes its cache only when no request is left on it.
     await asyncio.to_thread(tiny_cluster.flush_caches, 15.0)
+
+
+async def test_a_run_with_drafts_is_the_run_without(tiny_cluster: Cluster) -> None:
+    without = await run_tree(tiny_cluster, "tree_9_3_1", slots="fixed", drafts="off")
+    drafted = await run_tree(tiny_cluster, "tree_9_3_1", slots="fixed", drafts="auto")
+    answers = {agent.id: agent.output_ids for agent in without.agents}
+    assert {agent.id: agent.output_ids for agent in drafted.agents} == answers
+    assert {agent.drafts for agent in without.agents} == {None}
+    told = [agent for agent in drafted.agents if agent.drafts is not None]
+    assert told, "of an answer for which nothing was drafted there is nothing to tell"
+    for agent in told:
+        assert agent.drafts is not None
+        assert agent.drafts.steps > 0
+        assert 0 <= agent.drafts.accepted <= agent.drafts.drafted
+        # The token that the prefill makes is of no step, and the one that ends an answer is not given.
+        assert agent.drafts.steps + agent.drafts.accepted in (agent.output_tokens - 1, agent.output_tokens)
+        found = [agent.prompt_ids[start:end] for start, end in agent.drafts.references]
+        assert found == [answers[precursor] for precursor in agent.slot_order]

@@ -13,11 +13,15 @@ import aiohttp
 import msgspec
 import pytest
 
+import experiments.kernel.pair
+from experiments.gpu import exact
+from experiments.kernel.engine import TokenSource
 from launch.cluster import Cluster
 from launch.config import ClusterConfig, ModelConfig
 from sglang_ext import protocol
 from sglang_ext.settings import SessionSettings
 from tests.engine.pair import GREEDY, CallRefused, Pair, Session, random_cuts, random_prompt, until_nothing_is_held
+from tests.engine.processes import kill_all, known, until_back
 from tests.engine.schedules import ENDS, end_somehow, run_schedules
 from tests.engine.test_cancellation import SLACK, files
 
@@ -88,6 +92,17 @@ async def test_random_schedules_are_exact(tiny_cluster: Cluster) -> None:
         await until_nothing_is_held(pair)
 
 
+async def test_many_at_once_beside_requests_that_end(tiny_cluster: Cluster) -> None:
+    """What `graft gpu --only exact` does on a card, where batches are in flight meanwhile."""
+    urls = {worker.role: worker.url for worker in tiny_cluster.workers}
+    (router,) = tiny_cluster.router_urls.values()
+    where = experiments.kernel.pair.Pair(router=router, prefill=urls["prefill"], decode=urls["decode"])
+    found = await exact.measure(where, TokenSource(1000, 40_000), exact.Parameters(rounds=1, at_once=4, longest=300))
+    assert found.problems == []
+    assert found.equal == found.plain_equal == found.sessions == 4
+    assert found.beside > 0
+
+
 async def test_an_empty_tail_and_a_prompt_of_whole_pages(tiny_cluster: Cluster) -> None:
     async with pair_of(tiny_cluster) as pair:
         prompt = random_prompt(random.Random(3), 160, 160)
@@ -96,6 +111,46 @@ async def test_an_empty_tail_and_a_prompt_of_whole_pages(tiny_cluster: Cluster) 
         await session.append(prompt[96:])
         answer = await session.commit([])
         assert answer["output_ids"] == await pair.generate(prompt, extra_key="whole")
+        await until_nothing_is_held(pair)
+
+
+async def test_decode_computes_what_is_left(tiny_cluster: Cluster) -> None:
+    """The prefill worker only ends the transfer: neither a forward pass nor a page more."""
+    async with pair_of(tiny_cluster) as pair:
+        draw = random.Random(8)
+        most = (await pair.sessions(pair.decode)).max_rest_tokens
+        assert (most, (await pair.sessions(pair.prefill)).max_rest_tokens) == (64, 0)
+        for rest in (1, 15, 16, 17, 64):
+            prompt = random_prompt(draw, 96 + rest, 96 + rest)
+            expected = await pair.generate(prompt, extra_key=f"rest-{rest}")
+            session = Session(pair, max_prompt_tokens=len(prompt))
+            await session.open(prompt[:60])
+            told = await session.append(prompt[60:96])
+            assert (told.pushed_tokens, session.rest(rest)) == (96, rest)
+            before = (await pair.sessions(pair.prefill)).counters
+            answer = await session.commit(prompt[96:], rest=True)
+            assert answer["output_ids"] == expected
+            after = (await pair.sessions(pair.prefill)).counters
+            assert after.commit_pages == before.commit_pages
+            assert after.committed == before.committed + 1
+        await until_nothing_is_held(pair)
+
+
+async def test_what_decode_cannot_compute(tiny_cluster: Cluster) -> None:
+    async with pair_of(tiny_cluster) as pair:
+        draw = random.Random(9)
+        session = Session(pair, max_prompt_tokens=200)
+        await session.open(random_prompt(draw, 32, 32))
+        with pytest.raises(CallRefused, match="65 tokens are left") as refused:
+            await session.commit(random_prompt(draw, 65, 65), rest=True)
+        assert refused.value.problem.code == "closed"
+        await session.close()
+        # Where nothing has been sent the prefill worker does not finish, and the commit is one as ever.
+        prompt = random_prompt(draw, 15, 15)
+        session = Session(pair, max_prompt_tokens=200)
+        await session.open(prompt[:10])
+        answer = await session.commit(prompt[10:], rest=True)
+        assert answer["output_ids"] == await pair.generate(prompt, extra_key="left")
         await until_nothing_is_held(pair)
 
 
@@ -244,8 +299,8 @@ def on_workers(model: ModelConfig, prefill: dict[str, object], decode: dict[str,
 
 
 @contextmanager
-def running(config: ClusterConfig, directory: Path) -> Iterator[Cluster]:
-    with Cluster(config, directory, progress=False) as cluster:
+def running(config: ClusterConfig, directory: Path, *, restart: bool = False) -> Iterator[Cluster]:
+    with Cluster(config, directory, progress=False, restart=restart) as cluster:
         yield cluster
 
 
@@ -388,12 +443,53 @@ async def test_full_pools_serve_everybody(graft_home: Path, tiny_config: Cluster
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+async def test_retraction_takes_idle_sessions_first(
+    graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path
+) -> None:
+    """Answers outgrow what is left of decode's pool: sessions that nobody calls make room, no answer is retracted."""
+    changes = on_workers(
+        tiny_config.models[0],
+        {},
+        {"sessions": SessionSettings(kv_share=0.5), "flags": ("--num-reserved-decode-tokens", "16")},
+    )
+    config = with_model(tiny_config, "retract", max_total_tokens=3200, **changes)
+    with running(config, tmp_path) as cluster:
+        async with pair_of(cluster) as pair:
+            draw = random.Random(91)
+            idle = [Session(pair, max_prompt_tokens=320) for _ in range(5)]
+            for session in idle:
+                await session.open(random_prompt(draw, 300, 300))
+            assert (await pair.sessions(pair.decode)).held_tokens > 1500
+            long = {"max_new_tokens": 500, "temperature": 0, "ignore_eos": True}
+            prompts = [random_prompt(draw, 60, 60) for _ in range(5)]
+            answers = await asyncio.gather(*(pair.generate(prompt, sampling_params=long) for prompt in prompts))
+            assert [len(answer) for answer in answers] == [500] * 5
+            assert await retracted(pair) == 0
+            lost = (await pair.sessions(pair.decode)).counters.lost
+            assert 0 < lost <= 5
+            for session in idle:
+                with suppress(CallRefused):
+                    await session.close()
+            await until_nothing_is_held(pair)
+
+
+async def retracted(pair: Pair) -> float:
+    """Requests whose KV the decode worker took back, from SGLang's own counter."""
+    async with pair.client.get(f"{pair.decode}/metrics") as reply:
+        lines = (await reply.text()).splitlines()
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("sglang:num_retracted_requests_total")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 async def test_a_worker_dies_and_comes_back(
     graft_home: Path, tiny_config: ClusterConfig, tmp_path: Path, role: str
 ) -> None:
     """The other worker frees what the sessions held there, and the pair serves sessions again."""
-    with running(with_model(tiny_config, f"restart-{role}"), tmp_path) as cluster:
+    with running(with_model(tiny_config, f"restart-{role}"), tmp_path, restart=True) as cluster:
         name = next(worker.command.name for worker in cluster.workers if worker.role == role)
         async with pair_of(cluster) as pair:
             draw = random.Random(71)
@@ -404,7 +500,9 @@ async def test_a_worker_dies_and_comes_back(
                 sessions[0].commit([5, 6], sampling_params={"max_new_tokens": 2000, "ignore_eos": True})
             )
             await asyncio.sleep(0.3)
-            await asyncio.to_thread(cluster.restart, name)
+            before = known(cluster, name)
+            kill_all(before)
+            await until_back(cluster, before)
             if role == "decode":
                 with pytest.raises((CallRefused, aiohttp.ClientError)):
                     await committed

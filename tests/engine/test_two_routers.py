@@ -78,7 +78,7 @@ async def watched(client: aiohttp.ClientSession, url: str) -> Outcome:
     run, last = "", b""
     with contextlib.suppress(aiohttp.ClientError):
         async for line in stream(client, url):
-            if not run:
+            if not run and line.startswith(b"data: "):
                 run = msgspec.json.decode(line.removeprefix(b"data: "))["id"]
             last = line.strip() or last
     return Outcome(run, last == b"data: [DONE]")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from experiments.questions import Question
 from experiments.settings.plan import Step
 from experiments.settings.result import RunResult
 from shell_router.core.agent_progress import AgentState
-from shell_router.record import AgentRecord, ChunkRecord, Mode, RunRecord, Usage
+from shell_router.record import AgentRecord, ChunkRecord, DraftRecord, Mode, RunRecord, Usage
 
 PREFILL_S = 2.0
 """Of a successor's whole prompt in blocking mode, and of its tail and its hidden part in spliced mode by halves."""
@@ -55,6 +57,25 @@ def make_record(
             prompt_tokens=sum(agent.prompt_tokens for agent in agents),
             completion_tokens=sum(agent.output_tokens for agent in agents),
             cached_tokens=sum(agent.cached_tokens for agent in agents),
+        ),
+    )
+
+
+def with_drafts(record: RunRecord) -> RunRecord:
+    """The same run as if each layer had drafts of which one more was accepted a step than in the layer before."""
+    return msgspec.structs.replace(
+        record,
+        agents=tuple(
+            msgspec.structs.replace(
+                agent,
+                drafts=DraftRecord(
+                    references=((1, 3),) if agent.precursors else (),
+                    steps=10,
+                    drafted=80,
+                    accepted=10 * (agent.layer + 1),
+                ),
+            )
+            for agent in record.agents
         ),
     )
 

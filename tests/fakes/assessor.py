@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shell_router.assess.base import AssessError
 from shell_router.core.early_exit import BallotKind
+from shell_router.core.routing import Evidence
 
 
 @dataclass
@@ -24,6 +25,8 @@ class FakeAssessor:
     texts: dict[tuple[str, str], str] = field(default_factory=dict)
     ended: set[tuple[str, str]] = field(default_factory=set)
     compared: list[tuple[str, ...]] = field(default_factory=list)
+    known: Mapping[str, Evidence] = field(default_factory=dict)
+    """Of any question."""
 
     def extend(self, run: str, agent: str, text: str) -> None:
         assert (run, agent) not in self.ended
@@ -43,6 +46,10 @@ class FakeAssessor:
         await self._wait()
         classes: dict[str, int] = {}
         return [classes.setdefault(answer, len(classes)) for answer in answers]
+
+    async def evidence(self, tree: str, question: str) -> Mapping[str, Evidence]:
+        await self._wait()
+        return self.known
 
     def forget(self, run: str, agent: str | None = None) -> None:
         for kept in [key for key in {*self.texts, *self.ended} if key[0] == run and agent in (None, key[1])]:

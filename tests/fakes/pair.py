@@ -9,6 +9,7 @@ that stay in a prefix cache, and pages that are moved.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -19,14 +20,14 @@ from aiohttp import web
 from sglang_ext import protocol
 from sglang_ext.sessions import Limits, Refused, Session, SessionTable
 from shell_router.config import PairConfig
-from shell_router.transport.fake import fake_answer
+from shell_router.transport.fake import fake_answer, fake_counts
 from tests.fakes.server import LocalServer, done, send
 from tests.fakes.sglang import chunk, reply, status_of
 
 T = TypeVar("T")
 
 Role = Literal["prefill", "decode"]
-Call = Literal["open", "append", "commit", "token", "close"]
+Call = Literal["open", "append", "commit", "finish", "token", "close", "status"]
 """`token` is the second token of a decode worker's answer."""
 Fault = Literal["status", "cut", "cut_after", "event"]
 """An error status, a connection cut before or after the call has taken effect, an error event in the stream."""
@@ -81,6 +82,18 @@ class FakeWorker(LocalServer):
         self.opened = asyncio.Event()
         self.pace_s = 0.0
         """Between tokens."""
+        self.drafts = 0
+        """Tokens that it drafts for each step of an answer, all of which are accepted."""
+        self.drafted_from: dict[str, protocol.Drafts | None] = {}
+        """What requests said of that, by the agent that their ids end with."""
+        self.priorities: dict[str, int | None] = {}
+        """Of commits, likewise."""
+        self.passes: tuple[protocol.Pass, ...] = ()
+        """What its replies and its status say of its passes,"""
+        self.max_rest_tokens = 0
+        """Of a prompt, what it computes itself behind the KV that has come."""
+        self.load = 0.0
+        """and of what ordinary requests make of its time."""
         self._between = between
         self._requests: dict[str, asyncio.Event] = {}
         """Committed sessions whose answer has not ended, by id; the event is set when one is aborted."""
@@ -90,6 +103,7 @@ class FakeWorker(LocalServer):
                 web.post(protocol.OPEN_PATH, self._open),
                 web.post(protocol.APPEND_PATH, self._append),
                 web.post(protocol.COMMIT_PATH, self._commit),
+                web.post(protocol.FINISH_PATH, self._finish),
                 web.post(protocol.CLOSE_PATH, self._close),
                 web.post("/generate", self._generate),
                 web.post("/abort_request", self._abort),
@@ -112,11 +126,16 @@ class FakeWorker(LocalServer):
 
     async def _status(self, _request: web.Request) -> web.Response:
         self.asked += 1
+        if (gate := self.before.get("status")) is not None:
+            await gate.hold()
         if not self.has_api:
             return web.Response(status=404)
         refusal = None if self.offers else protocol.Problem(code="incompatible", message="no sessions here")
-        sessions = self.table.status(PAGE_BYTES) if self.offers else None
-        return status_of(self.role, sessions, refusal, self.limits.page_size)
+        told = msgspec.structs.replace(
+            self.table.status(PAGE_BYTES), passes=self.passes, load=self.load, max_rest_tokens=self.max_rest_tokens
+        )
+        sessions = told if self.offers else None
+        return status_of(self.role, sessions, refusal, self.limits.page_size, drafts=self.drafts)
 
     async def _open(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request, protocol.OpenRequest)
@@ -125,6 +144,17 @@ class FakeWorker(LocalServer):
     async def _append(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request, protocol.AppendRequest)
         return await self._serve("append", request, lambda: self._answer(self.table.append(body)))
+
+    async def _finish(self, request: web.Request) -> web.StreamResponse:
+        body = await self._read(request, protocol.FinishRequest)
+        return await self._serve("finish", request, lambda: self._finished(body))
+
+    def _finished(self, body: protocol.FinishRequest) -> web.Response:
+        session = self.table.finish(body.session_id)
+        held = session.held
+        self._room(session).set_result(list(session.ids[:held]))
+        self.table.end(session, "committed", "decode went on with it")
+        return reply(protocol.CloseReply(session_id=body.session_id, freed_tokens=held))
 
     async def _close(self, request: web.Request) -> web.Response:
         body = await self._read(request, protocol.CloseRequest)
@@ -147,6 +177,7 @@ class FakeWorker(LocalServer):
 
     async def _commit(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request, protocol.CommitRequest)
+        self.priorities[body.session_id.rpartition("-")[2]] = body.priority
         if self.role == "prefill":
             return await self._serve("commit", request, lambda: self._prefilled(body))
         try:
@@ -173,7 +204,7 @@ class FakeWorker(LocalServer):
         body = await request.json()
         kind, ids, sampling = body["rid"].partition("-")[0], body["input_ids"], body["sampling_params"]
         if self.role == "prefill":
-            return web.json_response(chunk([], "", {"type": "length"}, prompt=len(ids)))
+            return web.json_response(chunk([], "", {"type": "length"}, prompt=len(ids), times=_times(True)))
         if self._fails(kind):
             return web.json_response({"error": {"message": "no more room", "code": "busy"}}, status=503)
         between, page = self._between, self.limits.page_size
@@ -186,7 +217,7 @@ class FakeWorker(LocalServer):
         between.transfers.append(self._pages(len(ids) - cached))
         response = web.StreamResponse()
         await response.prepare(request)
-        await self._stream(request, response, ids, cached, sampling, asyncio.Event())
+        await self._stream(request, response, body["rid"], ids, cached, sampling, asyncio.Event())
         return response
 
     async def _loads(self, _: web.Request) -> web.Response:
@@ -207,12 +238,14 @@ class FakeWorker(LocalServer):
         """What a worker does with new tokens: their whole pages are there at once."""
         before = session.held
         session.hold(session.whole_pages(self.limits.page_size), 0)
+        session.pushed = session.held
         self.table.counters.early_pages += self._pages(session.held - before)
         self.opened.set()
-        return reply(session.reply(0.0))
+        told = session.reply(0.0, computed_s=self.passes[-1].seconds if self.passes else 0.0)
+        return reply(msgspec.structs.replace(told, passes=self.passes, load=self.load))
 
     def _committed(self, body: protocol.CommitRequest) -> Session:
-        session = self.table.commit(body.session_id, body.seq, body.input_ids)
+        session = self.table.commit(body.session_id, body.seq, body.input_ids, body.rest)
         self.table.counters.commit_pages += self._pages(len(session.ids) - session.held)
         return session
 
@@ -220,7 +253,9 @@ class FakeWorker(LocalServer):
         session = self._committed(body)
         self._room(session).set_result(list(session.ids))
         self.table.end(session, "committed", "it was committed")
-        return web.json_response(chunk([], "", {"type": "length"}, prompt=len(session.ids), cached=session.held))
+        return web.json_response(
+            chunk([], "", {"type": "length"}, prompt=len(session.ids), cached=session.held, times=_times(True))
+        )
 
     async def _stream_session(
         self, request: web.Request, response: web.StreamResponse, session: Session, sampling: dict[str, Any]
@@ -233,21 +268,29 @@ class FakeWorker(LocalServer):
             return
         await _unless(aborted, asyncio.wait([self._room(session)]))
         if not aborted.is_set():
-            assert self._room(session).result() == prompt, "both workers have the same prompt"
+            sent = self._room(session).result()
+            assert sent == prompt[: len(sent)], "both workers have the same prompt"
+            rest = len(prompt) - len(sent)
+            assert 0 < rest <= self.max_rest_tokens if session.rest else rest == 0
             self._between.prompts.append(("session", prompt))
-        await self._stream(request, response, prompt, 0, sampling, aborted)
+        await self._stream(request, response, session.id, prompt, 0, sampling, aborted)
 
     async def _stream(
         self,
         request: web.Request,
         response: web.StreamResponse,
+        named: str,
         prompt: list[int],
         cached: int,
         sampling: dict[str, Any],
         aborted: asyncio.Event,
     ) -> None:
-        limit = sampling["max_new_tokens"]
+        limit, began = sampling["max_new_tokens"], _times(False)
         answer = fake_answer(prompt, limit, self.limits.vocabulary, whole=sampling.get("ignore_eos", False))
+        said = self.drafted_from[named.rpartition("-")[2]] = protocol.drafts_in(sampling.get("custom_params"))
+        drafts = 0 if said is not None and said.off else self.drafts
+        step: list[int] = []
+        told = False
         for position, token in enumerate(answer):
             if position == 1:
                 if (gate := self.before.get("token")) is not None:
@@ -259,12 +302,22 @@ class FakeWorker(LocalServer):
                 end = {"type": "abort", "message": "Abort"}
                 await send(response, chunk([], "", end, prompt=len(prompt), count=position, cached=cached))
                 return
+            step.append(token)
             finish, count = None, position + 1
+            counts = fake_counts(count, drafts) if drafts and count > 1 else None
             if count == len(answer):
                 cut = len(answer) == limit
                 finish, count = {"type": "length" if cut else "stop"}, count + (not cut)
-            event = chunk([token], f" {token}", finish, prompt=len(prompt), count=count, cached=cached)
+            elif position % (drafts + 1):
+                continue
+            text = "".join(f" {one}" for one in step)
+            times = began if finish else None if told else {"response_sent_to_client_ts": time.time()}
+            told = True
+            event = chunk(
+                step, text, finish, prompt=len(prompt), count=count, cached=cached, drafts=counts, times=times
+            )
             await send(response, event)
+            step = []
         await done(response)
 
     async def _serve(self, call: Call, request: web.Request, work: Callable[[], web.Response]) -> web.StreamResponse:
@@ -329,9 +382,11 @@ class FakePair:
         sessions: bool = True,
         fail: Counter[str] | None = None,
         pace_s: float = 0.0,
+        beside: FakePair | None = None,
     ) -> None:
-        """`fail` and `pace_s` are the decode worker's. Without `sessions` neither offers any."""
-        self._between = _Between()
+        """`fail` and `pace_s` are the decode worker's. Without `sessions` neither offers any. Each prefill worker of
+        this pair and the one `beside` it feeds each decode worker."""
+        self._between: _Between = _Between() if beside is None else beside._between
         self.prefill = FakeWorker("prefill", self._between, limits)
         self.decode = FakeWorker("decode", self._between, limits)
         self.prefill.offers = self.decode.offers = sessions
@@ -371,6 +426,13 @@ async def _unless(stopped: asyncio.Event, work: Any) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _times(prefilled: bool) -> dict[str, float]:
+    """What a worker tells that took no time."""
+    now = time.time()
+    computed = {"prefill_finished_time": now} if prefilled else {}
+    return {"request_received_ts": now, "queue_time": 0.0, "forward_entry_time": now, **computed}
 
 
 def _cut(request: web.Request) -> None:

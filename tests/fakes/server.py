@@ -43,13 +43,15 @@ class ScriptedServer(LocalServer):
     def __init__(self, script: Script, routes: Iterable[web.RouteDef], base: str = "") -> None:
         self.script = script
         self.requests: list[dict[str, Any]] = []
+        self.headers: dict[str, str] = {}
+        """Of its answers."""
         self.disconnected = asyncio.Event()
         super().__init__(routes, base)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
-        response = web.StreamResponse()
+        response = web.StreamResponse(headers=self.headers)
         await response.prepare(request)
         try:
             await self.script(response, body)

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from sglang_ext import protocol
+from shell_router.core.events import DraftCounts
 from tests.fakes.server import Script, ScriptedServer
 
 
@@ -17,6 +18,16 @@ class FakeSglang(ScriptedServer):
     def __init__(self, script: Script) -> None:
         self.aborted: list[str] = []
         self.ready = True
+        self.name = ""
+        """What its status says it calls itself."""
+        self.asked = 0
+        """How often its status was asked for."""
+        self.busy = 0
+        """Requests of others that it has in hand."""
+        self.extended = True
+        """Whether it has our extension."""
+        self.drafts = 0
+        """Most tokens that it says it drafts for a step."""
         super().__init__(
             script,
             [
@@ -32,7 +43,10 @@ class FakeSglang(ScriptedServer):
         return web.Response()
 
     async def _status(self, _request: web.Request) -> web.Response:
-        return status_of("prefill", None)
+        self.asked += 1
+        if not self.extended:
+            return web.Response(status=404)
+        return status_of("prefill", None, worker=self.name, requests=self.busy, drafts=self.drafts)
 
     async def _readiness(self, _request: web.Request) -> web.Response:
         return web.Response(status=200 if self.ready else 503)
@@ -46,8 +60,18 @@ def chunk(
     prompt: int = 5,
     count: int | None = None,
     cached: int = 2,
+    drafts: DraftCounts | None = None,
+    times: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """One event of SGLang 0.5.23 with `--incremental-streaming-output`; `count` is of all tokens of the answer yet."""
+    """One event of SGLang 0.5.23 with `--incremental-streaming-output`; `count` is of all tokens of the answer yet, and
+    `drafts` likewise. `times` are what it tells of the way with `--enable-metrics`."""
+    speculative = {}
+    if drafts is not None:
+        speculative = {
+            "spec_verify_ct": drafts.steps,
+            "spec_num_proposed_drafts": drafts.drafted,
+            "spec_num_correct_drafts": drafts.accepted,
+        }
     return {
         "text": text,
         "output_ids": ids,
@@ -58,6 +82,8 @@ def chunk(
             "completion_tokens": len(ids) if count is None else count,
             "cached_tokens": cached,
             "output_token_logprobs": [[-0.5, token, None] for token in ids],
+            **speculative,
+            **(times or {}),
         },
     }
 
@@ -67,8 +93,11 @@ def status_of(
     sessions: protocol.SessionsStatus | None,
     refusal: protocol.Problem | None = None,
     page_size: int = 16,
+    worker: str = "",
+    requests: int = 0,
+    drafts: int = 0,
 ) -> web.Response:
-    """What a worker says of itself, whose extension offers `sessions`."""
+    """What a worker says of itself, whose extension offers `sessions` and drafts up to `drafts` tokens a step."""
     return reply(
         protocol.Status(
             plugin_version="0",
@@ -80,6 +109,9 @@ def status_of(
             sessions=sessions,
             refusal=refusal,
             hooks=(),
+            worker=worker,
+            requests=requests,
+            drafts=protocol.DraftsStatus(max_tokens=drafts, counters=protocol.DraftCounters()) if drafts else None,
         )
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 import graft
 from shell_router.core.events import Event
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.prepare import RunRequest
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.serving import fake_service

@@ -120,6 +120,8 @@ def test_the_routers_installation_serves_without_the_experiments(of_router: Inst
     )
     assert loaded == ""
     assert of_router.graft("--help").returncode == 0
+    page = of_router.python("from shell_router.ui import FOLDER; print(*(each.name for each in FOLDER.iterdir()))")
+    assert {"index.html", "main.js", "style.css", "icon.svg"} <= set(page.split())
     assert of_router.graft("plan", "cpu_tiny").returncode == 0
 
 

@@ -71,3 +71,9 @@ def test_an_unknown_builtin_is_told_the_known_ones(home: Path) -> None:
     known = "all-minilm-l6-v2, smollm2-135m-instruct, tiny-llama, tiny-qwen"
     with pytest.raises(CheckpointError, match=f"unknown builtin model 'gpt-7'; there are .*{known}"):
         checkpoint.check("builtin:gpt-7")
+
+
+@pytest.mark.heavy
+def test_a_build_shows_no_bars_of_libraries(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoint.resolve("builtin:tiny-llama")
+    assert capfd.readouterr() == ("", "")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import _thread
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,8 +18,8 @@ import psutil
 import pytest
 
 from launch import cluster as cluster_module
-from launch import command, process, state
-from launch.cluster import ROUTER_CONFIG, Cluster, ClusterError
+from launch import command, keeper, probe, process, restarts, state
+from launch.cluster import ROUTER_CONFIG, Cluster
 from launch.command import Command, Plan
 from launch.config import (
     ClusterConfig,
@@ -33,10 +35,12 @@ from launch.config import (
 from launch.gpu import allocation
 from launch.gpu.place import Placement
 from launch.gpu.sizes import size_of
+from launch.keeper import ClusterError
 from launch.ports import PortChooser
+from launch.state import ProcessState
 from shell_router.config import LimitsConfig
 from tests.launch.gpu.recorded import cards, model_config
-from tests.waiting import wait_until
+from tests.waiting import is_gone, wait_until
 
 # Answers each path of a JSON object {path: [status, body]} on an address; anything else gets 404.
 SERVER = """
@@ -71,6 +75,24 @@ signal.signal(signal.SIGTERM, drain)
     + SERVER
 )
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SERVER
+# Serves as long as a file named like its address is not there, which it makes; then it says so and exits.
+ONCE = (
+    """
+import os, pathlib, sys
+mark = pathlib.Path(os.environ["GRAFT_HOME"]) / sys.argv[1]
+if mark.exists():
+    print("the reason", flush=True)
+    sys.exit(3)
+mark.touch()
+"""
+    + SERVER
+)
+# The same, and hangs.
+ONCE_THEN_SILENT = ONCE.replace("sys.exit(3)", "__import__('time').sleep(300)")
+# At its second start nothing behind it serves.
+READY_ONCE = ONCE.replace('print("the reason", flush=True)', "").replace(
+    "sys.exit(3)", "sys.argv[2] = sys.argv[2].replace('/read', '/not-')"
+)
 Answers = dict[str, tuple[int, str]]
 
 
@@ -100,7 +122,11 @@ def sound() -> dict[str, Answers]:
         }
         for role in ("prefill", "decode")
     }
-    return {**workers, "m-sglang-router": {"/readiness": (200, "")}, "shell-router": {"/ready": (200, "")}}
+    return {
+        **workers,
+        "m-sglang-router": {"/readiness": (200, ""), "/liveness": (200, "")},
+        "shell-router": {"/ready": (200, ""), "/health": (200, "")},
+    }
 
 
 CONFIG = ClusterConfig(
@@ -117,14 +143,16 @@ CONFIG = ClusterConfig(
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cluster]:
     """A cluster of which process `name` runs `scripts[name]`, or answers as `answers[name]` says."""
     monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cluster_module, "POLL_S", 0.05)
-    monkeypatch.setattr(cluster_module, "WATCH_S", 0.05)
+    monkeypatch.setattr(keeper, "POLL_S", 0.05)
+    monkeypatch.setattr(keeper, "WATCH_S", 0.05)
+    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 0.05)
     real_plan = command.plan
 
     def make(
         answers: dict[str, Answers] | None = None,
         scripts: dict[str, str] | None = None,
         host: str | None = None,
+        restart: bool = False,
         **changes: Any,
     ) -> Cluster:
         known = sound() | (answers or {})
@@ -167,7 +195,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clust
 
         monkeypatch.setattr(command, "plan", fake_plan)
         run_dir = tmp_path / ("run" if host is None else host)
-        return Cluster(msgspec.structs.replace(CONFIG, **changes), run_dir, host=host, progress=False)
+        config = msgspec.structs.replace(CONFIG, **changes)
+        return Cluster(config, run_dir, host=host, progress=False, restart=restart)
 
     return make
 
@@ -197,6 +226,19 @@ def groups() -> frozenset[int]:
     """Process groups that the state file names."""
     found = state.read("fake")
     return frozenset(one.id.pid for one in found.processes) if found is not None else frozenset()
+
+
+def known(name: str) -> ProcessState:
+    """What the state file says of process `name`."""
+    found = state.read("fake")
+    assert found is not None
+    return next(one for one in found.processes if one.name == name)
+
+
+def kill(name: str) -> None:
+    """End the server `name` as a crash would; its guardian sees it."""
+    (server,) = psutil.Process(known(name).id.pid).children()
+    server.kill()
 
 
 def test_gpus_are_planned_and_shown_before_anything_starts(
@@ -281,10 +323,187 @@ def test_a_start_does_not_wait_for_ever(make: Callable[..., Cluster]) -> None:
 
 def test_a_death_ends_the_watch(make: Callable[..., Cluster]) -> None:
     with make() as cluster:
-        victim = next(one for one in process.members(groups()) if one not in groups())
-        psutil.Process(victim).kill()
-        with pytest.raises(ClusterError, match="died with exit code 137"):
+        kill("m-prefill-0")
+        with pytest.raises(ClusterError, match=r"m-prefill-0 died with exit code 137 \(SIGKILL.*the end of"):
             cluster.watch()
+        found = state.read("fake")
+        assert found is not None
+        assert found.breakdown is not None
+        assert found.breakdown.why.startswith("m-prefill-0 died with exit code 137 (SIGKILL: ")
+        assert "\n" not in found.breakdown.why
+        assert not found.running()
+        assert [one.death is not None for one in found.processes] == [True, False, False, False]
+        assert found.leftovers() == ()
+    # It was not stopped: word of it stays.
+    assert state.read("fake") == found
+
+
+@pytest.mark.parametrize("name", ["m-prefill-0", "m-decode-0", "m-sglang-router", "shell-router"])
+@pytest.mark.parametrize("guardian", [False, True])
+def test_what_dies_is_started_again_where_it_was(make: Callable[..., Cluster], name: str, guardian: bool) -> None:
+    with make(restart=True) as cluster:
+        before = known(name)
+        (server,) = psutil.Process(before.id.pid).children()
+        if guardian:
+            # The server goes on, and has the port.
+            psutil.Process(before.id.pid).kill()
+        else:
+            server.kill()
+        wait_until(lambda: known(name).ready and known(name).restarts == 1)
+        after = known(name)
+        assert after.id != before.id
+        assert is_gone(server.pid)
+        assert (after.url, after.log) == (before.url, before.log)
+        reply = probe.call("GET", after.url + "/", 5.0)
+        assert reply is not None
+        assert reply.status == 404
+        assert after.death is not None
+        assert after.death.why.startswith("died with exit code 137 (SIGKILL")
+        assert after.death.last_lines.splitlines()[0] == "serving"
+        # The log of both.
+        lines = Path(after.log).read_text().splitlines()
+        assert lines.count("serving") == 2
+        assert any(line.startswith(f"graft: {name} is started again at ") for line in lines)
+        cluster.check()
+        others = [one for one in groups() if one != after.id.pid]
+        assert all(psutil.pid_exists(one) for one in others)
+        ours = groups()
+    assert process.members(ours) == set()
+    assert state.read("fake") is None
+
+
+def test_a_crash_loop_is_given_up_with_its_log_and_ends_the_rest(make: Callable[..., Cluster], tmp_path: Path) -> None:
+    with make(scripts={"m-decode-0": ONCE}, restart=True) as cluster:
+        ours = groups()
+        kill("m-decode-0")
+        with pytest.raises(ClusterError) as caught:
+            cluster.watch()
+    message = str(caught.value)
+    why = "m-decode-0 died 3 times in a row before it was ready; the last time it died with exit code 3"
+    assert message.startswith(f"{why}; the end of {tmp_path / 'run' / 'm-decode-0.log'}:")
+    assert message.endswith("\nthe reason")
+    assert process.members(ours) == set()
+    found = state.read("fake")
+    assert found is not None
+    assert found.breakdown is not None
+    assert found.breakdown.why == why
+    assert not found.running()
+    decode = known("m-decode-0")
+    assert (decode.ready, decode.restarts) == (False, 3)
+    assert decode.death is not None
+    assert decode.death.last_lines.endswith("the reason")
+    with pytest.raises(ClusterError, match="died 3 times in a row"):
+        cluster.check()
+    # The next start forgets it.
+    with make():
+        again = state.read("fake")
+        assert again is not None
+        assert again.breakdown is None
+    assert state.read("fake") is None
+
+
+def test_one_that_does_not_come_up_again_is_a_death_too(
+    make: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "STILLBORN", 1)
+    scripts = {"m-prefill-0": ONCE_THEN_SILENT}
+    with make(scripts=scripts, restart=True, startup_timeout_s=6.0) as cluster:
+        ours = groups()
+        kill("m-prefill-0")
+        wait_until(lambda: known("m-prefill-0").restarts == 1)
+        monkeypatch.setattr(cluster._keeper, "_startup_timeout_s", 0.2)
+        with pytest.raises(
+            ClusterError, match=r"m-prefill-0 died .*did not come up within 0\.2 s \(startup_timeout_s\)"
+        ):
+            cluster.watch()
+    assert process.members(ours) == set()
+
+
+def test_one_that_comes_back_as_another_is_not_taken(make: Callable[..., Cluster], monkeypatch: Any) -> None:
+    with make(restart=True) as cluster:
+        ours = groups()
+        wrong = probe.ProbeError("the worker is a prefill worker, not a decode worker")
+        monkeypatch.setattr(probe, "worker_status", Mock(side_effect=wrong))
+        kill("m-decode-0")
+        # Nobody watches: whoever has started it does something else.
+        wait_until(lambda: (found := state.read("fake")) is not None and found.breakdown is not None)
+        assert process.members(ours) == set()
+        why = "m-decode-0 has come back as what it was not: the worker is a prefill worker, not a decode worker"
+        with pytest.raises(ClusterError, match=why):
+            cluster.check()
+        with pytest.raises(ClusterError, match=why):
+            cluster.watch()
+
+
+@pytest.mark.parametrize("name", ["m-sglang-router", "shell-router"])
+def test_a_service_is_back_though_what_it_needs_is_not(make: Callable[..., Cluster], name: str) -> None:
+    with make(scripts={name: READY_ONCE}, restart=True, startup_timeout_s=10.0) as cluster:
+        kill(name)
+        wait_until(lambda: known(name).restarts == 1 and known(name).ready)
+        assert not probe.answers_ok(known(name).url + "/ready")
+        assert not probe.answers_ok(known(name).url + "/readiness")
+        cluster.check()
+
+
+def test_what_cannot_be_started_for_want_of_memory_is_tried_again(
+    make: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refusals = subprocess.Popen, iter([OSError(12, "Cannot allocate memory")])
+
+    def scarce(*arguments: Any, **options: Any) -> Any:
+        for refusal in refusals:
+            raise refusal
+        return real(*arguments, **options)
+
+    with make(restart=True):
+        monkeypatch.setattr(subprocess, "Popen", scarce)
+        kill("m-decode-0")
+        wait_until(lambda: known("m-decode-0").restarts == 1 and known("m-decode-0").ready)
+        death = known("m-decode-0").death
+        assert death is not None
+        assert death.why == "could not be started ([Errno 12] Cannot allocate memory)"
+
+
+@pytest.mark.parametrize("pause_s", [0.05, 3600.0])
+def test_a_stop_amid_a_restart_leaves_nothing(
+    make: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", pause_s)
+    with make(scripts={"m-decode-0": ONCE_THEN_SILENT, "shell-router": STUBBORN}, restart=True):
+        kill("m-decode-0")
+        wait_until(lambda: not known("m-decode-0").ready)
+        if pause_s < 1.0:
+            wait_until(lambda: known("m-decode-0").restarts == 1)
+        monkeypatch.setattr(cluster_module, "GRACE_S", 0.2)
+        ours = groups()
+    assert process.members(ours) == set()
+    assert state.read("fake") is None
+
+
+def test_that_nobody_reads_what_is_told_ends_nothing(
+    make: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make(restart=True) as cluster:
+        monkeypatch.setattr(cluster, "_progress", True)
+        monkeypatch.setattr(sys, "stderr", Mock(write=Mock(side_effect=BrokenPipeError)))
+        kill("m-decode-0")
+        wait_until(lambda: known("m-decode-0").restarts == 1 and known("m-decode-0").ready)
+        kill("m-decode-0")
+        wait_until(lambda: known("m-decode-0").restarts == 2 and known("m-decode-0").ready)
+
+
+def test_a_state_that_cannot_be_written_ends_nothing(make: Callable[..., Cluster], tmp_path: Path) -> None:
+    with make(restart=True) as cluster:
+        before = known("m-decode-0")
+        (server,) = psutil.Process(before.id.pid).children()
+        in_the_way = state.path_of("fake").with_suffix(".partial")
+        in_the_way.mkdir()
+        server.kill()
+        url = before.url + "/health"
+        wait_until(lambda: not probe.answers_ok(url))
+        wait_until(lambda: probe.answers_ok(url))
+        cluster.check()
+        in_the_way.rmdir()
 
 
 def test_a_cache_that_is_in_use_is_not_flushed(make: Callable[..., Cluster]) -> None:
@@ -327,11 +546,7 @@ def test_an_interrupt_ends_the_drain_and_all_else(make: Callable[..., Cluster]) 
 def test_no_drain_when_a_worker_has_died(make: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "GRACE_S", 0.2)
     with make(scripts={"shell-router": STUBBORN}, shell_router=endless_drain()) as cluster:
-        found = state.read("fake")
-        assert found is not None
-        decode = next(one.id.pid for one in found.processes if one.name == "m-decode-0")
-        (worker,) = psutil.Process(decode).children()
-        worker.kill()
+        kill("m-decode-0")
         with pytest.raises(ClusterError, match="m-decode-0 died"):
             cluster.watch()
 

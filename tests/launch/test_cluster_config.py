@@ -53,6 +53,16 @@ def model(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: model(d).update(page_size=0), ">= 1", "$.models[0].page_size"),
         (lambda d: model(d).update(mem_fraction_static=1.5), "< 1.0", "$.models[0].mem_fraction_static"),
         (lambda d: model(d)["decode"][0].update(cores=[-1]), ">= 0", "$.models[0].decode[0].cores[0]"),
+        (
+            lambda d: model(d).update(flags=["--api-key", "secret"]),
+            "Workers that Graft starts have no key (--api-key)",
+            "$.models[0].flags",
+        ),
+        (
+            lambda d: model(d)["decode"][0].update(flags=["--admin-api-key=x"]),
+            "have no key (--admin-api-key)",
+            "$.models[0].decode[0].flags",
+        ),
         (lambda d: model(d)["decode"][0].update(cores=[1, 1]), "1 is listed twice", "$.models[0].decode[0].cores"),
         (lambda d: model(d)["prefill"][0].update(port=70000), "<= 65535", "$.models[0].prefill[0].port"),
         (
@@ -71,6 +81,22 @@ def model(document: dict[str, Any]) -> dict[str, Any]:
             lambda d: model(d)["decode"][0].update(mem_fraction_static=1),
             "< 1.0",
             "$.models[0].decode[0].mem_fraction_static",
+        ),
+        (lambda d: model(d).update(max_draft_tokens=0), ">= 1", "$.models[0].max_draft_tokens"),
+        (
+            lambda d: model(d)["prefill"][0].update(drafts=True),
+            "A prefill worker decodes nothing, so it has no drafts",
+            "$.models[0].prefill[0].drafts",
+        ),
+        (
+            lambda d: model(d).update(drafts=True, flags=["--speculative-algorithm", "EAGLE"]),
+            "--speculative-algorithm is not for workers with `drafts`, which have their own",
+            "$.models[0].flags",
+        ),
+        (
+            lambda d: model(d)["decode"][0].update(drafts=True, flags=["--speculative-num-draft-tokens=4"]),
+            "--speculative-num-draft-tokens is not for workers with `drafts`",
+            "$.models[0].decode[0].flags",
         ),
         (lambda d: d["models"].append(d["models"][0]), "'m' is used twice", "$.models[1].name"),
         (lambda d: d["shell_router"].pop("trees"), "missing required field `trees`", "$.shell_router"),
@@ -130,6 +156,15 @@ def test_two_processes_cannot_have_one_port(
         load_cluster(written(tmp_path, change))
 
 
+def test_workers_without_drafts_may_speculate_otherwise(tmp_path: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        model(document).update(drafts=True)
+        model(document)["decode"][0].update(drafts=False, flags=["--speculative-algorithm", "NGRAM"])
+
+    config = load_cluster(written(tmp_path, change))
+    assert {worker.role: worker.drafts for worker in config.workers()} == {"prefill": False, "decode": False}
+
+
 def test_a_port_that_is_left_open_clashes_with_nothing(tmp_path: Path) -> None:
     assert list(load_cluster(written(tmp_path, lambda d: None)).fixed_ports()) == []
 
@@ -144,7 +179,7 @@ def test_what_is_no_json_and_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_cluster(path)
     path.write_text("{")
-    with pytest.raises(ConfigError, match="truncated"):
+    with pytest.raises(ConfigError, match="the JSON ends here"):
         load_cluster(path)
 
 

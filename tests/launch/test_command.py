@@ -22,8 +22,10 @@ from launch.config import (
 )
 from launch.gpu.place import Placement
 from launch.names import EMBEDDING
-from sglang_ext.settings import SessionSettings
+from sglang_ext.protocol import STATUS_PATH
+from sglang_ext.settings import DRAFTING_ALGORITHM, SessionSettings
 from shell_router.config import EmbeddingConfig, PairConfig
+from shell_router.core.thinking import ThinkingMarks
 
 
 def planned(*models: ModelConfig, shell_router: ShellRouterConfig | None = None) -> Plan:
@@ -73,9 +75,25 @@ def test_cpu_workers() -> None:
             "--sleep-on-idle",
             "--incremental-streaming-output",
             "--enable-metrics",
+            "--uvicorn-access-log-exclude-prefixes",
+            "/incremental_prefill/status",
         ):
             assert flag in command.argv
         assert f"http://{value(command, '--host')}:{value(command, '--port')}" == worker.url
+
+
+@pytest.mark.parametrize("flags", [(), ("--max-running-requests", "8")])
+def test_requests_that_wait_go_by_priority(flags: tuple[str, ...]) -> None:
+    for worker in planned(msgspec.structs.replace(cpu_model(), flags=flags)).workers:
+        assert "--enable-priority-scheduling" in worker.command.argv
+        assert "--disable-priority-preemption" in worker.command.argv
+        assert value(worker.command, "--default-priority-value") == "0"
+
+
+@pytest.mark.parametrize("flag", ["--schedule-policy=lpm", "--schedule-low-priority-values-first"])
+def test_an_order_that_the_configuration_has_is_left_alone(flag: str) -> None:
+    for worker in planned(msgspec.structs.replace(cpu_model(), flags=(flag,))).workers:
+        assert not [each for each in worker.command.argv if "priority-scheduling" in each or "preemption" in each]
 
 
 def test_what_tells_prefill_from_decode() -> None:
@@ -121,6 +139,23 @@ def test_caches_sessions_and_overlap_are_set_for_each_worker() -> None:
     assert "--disable-radix-cache" not in prefill.command.argv
     assert "--disable-radix-cache" in decode.command.argv
     assert "--disaggregation-decode-enable-radix-cache" not in decode.command.argv
+
+
+def test_those_that_decode_draft_if_the_configuration_says_so() -> None:
+    drafting = ("--speculative-algorithm", DRAFTING_ALGORITHM, "--speculative-num-draft-tokens")
+    for worker in planned(cpu_model()).workers:
+        assert not [flag for flag in worker.command.argv if flag.startswith("--spec")]
+    pair = msgspec.structs.replace(
+        cpu_model(), drafts=True, decode=(DecodeConfig(), DecodeConfig(drafts=False)), max_draft_tokens=5
+    )
+    prefill, decode, other = planned(pair).workers
+    at = decode.command.argv.index("--speculative-algorithm")
+    # With the token that a step has without drafts.
+    assert decode.command.argv[at : at + 4] == (*drafting, "6")
+    for worker in (prefill, other):
+        assert not [flag for flag in worker.command.argv if flag.startswith("--spec")]
+    (regular,) = planned(ModelConfig(name="m", path="p/q", device="cpu", regular=(DecodeConfig(drafts=True),))).workers
+    assert value(regular.command, "--speculative-num-draft-tokens") == "9"
 
 
 def test_gpu_workers() -> None:
@@ -259,6 +294,14 @@ def test_the_shell_router_is_told_of_the_key_and_the_embedding_model() -> None:
     assert (config.api_key_env, config.embedding) == (None, None)
 
 
+def test_the_shell_router_is_told_how_a_model_marks_its_thinking() -> None:
+    marks = ThinkingMarks(opens="<mull>", closes="</mull>")
+    server = ModelConfig(name="x", path="o/x", openai=OpenAIConfig(url="https://host/v1"), thinking="off")
+    models = planned(msgspec.structs.replace(cpu_model(), thinking=marks), server).router_config.models
+    assert [model.thinking for model in models] == [marks, "off"]
+    assert planned(cpu_model()).router_config.models[0].thinking == "auto"
+
+
 def test_own_flags_come_last_and_the_nearest_wins() -> None:
     model = ModelConfig(
         name="m",
@@ -309,6 +352,14 @@ def test_sglang_router_knows_every_worker_of_its_model_only() -> None:
         *("--decode", decode.url),
     )
     assert "--pd-disaggregation" in argv
+
+
+def test_sglang_router_finds_the_dead_and_who_is_back_by_asking_and_blames_nobody_else() -> None:
+    model = planned(cpu_model("m")).models[0]
+    argv = model.router.command.argv
+    assert "--disable-circuit-breaker" in argv
+    assert value(model.router.command, "--health-check-endpoint") == STATUS_PATH
+    assert value(model.router.command, "--health-success-threshold") == "1"
 
 
 def test_the_shell_router_knows_every_model_and_pair() -> None:

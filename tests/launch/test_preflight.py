@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import pytest
 
-from launch import preflight
+from launch import ports, preflight
 from launch.config import (
     ClusterConfig,
     DecodeConfig,
@@ -69,14 +69,17 @@ def listening() -> Iterator[int]:
 
 
 def test_a_sound_cluster_has_no_problem() -> None:
-    preflight.check(config())
+    assert preflight.check(with_model(decode=(DecodeConfig(),))) == (
+        "$.shell_router.trees: no tree is served, so nothing can be asked",
+    )
 
 
 def test_all_problems_are_reported_at_once(listening: int) -> None:
     cluster = config(msgspec.structs.replace(MODEL, path="./nowhere"), port=listening, trees=("/nowhere.json",))
     with pytest.raises(PreflightError, match="cluster c cannot start here") as caught:
         preflight.check(cluster)
-    assert str(caught.value).count("\n  - ") == 3
+    errors, warnings = (str(caught.value).count(bullet) for bullet in ("\n  - $", "\n  - warning: "))
+    assert (errors, warnings) == (3, 1), caught.value
 
 
 def test_cores_that_are_not_there() -> None:
@@ -126,6 +129,15 @@ def test_a_port_in_use(listening: int) -> None:
     assert problem(cluster).startswith(f"$.models[0].prefill[0].bootstrap_port: port {listening} is in use")
 
 
+def test_an_address_and_a_port_that_nobody_here_may_listen_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = ClusterConfig(
+        name="c", models=(MODEL,), shell_router=ShellRouterConfig(listen="192.0.2.9", port=1234, trees=())
+    )
+    assert problem(cluster) == "$.shell_router.listen: 192.0.2.9 is no address of this machine"
+    monkeypatch.setattr(ports, "is_forbidden", lambda host, port: port == 80)
+    assert problem(config(port=80)) == "$.shell_router.port: port 80 is for the system: this user may not listen on it"
+
+
 def test_a_model_that_does_not_exist() -> None:
     assert problem(with_model(path="./nowhere")) == "$.models[0].path: model path ./nowhere does not exist"
     assert "unknown builtin model 'gpt-7'" in problem(with_model(path="builtin:gpt-7"))
@@ -135,7 +147,7 @@ def test_an_embedding_model_that_does_not_exist(monkeypatch: pytest.MonkeyPatch)
     shell_router = ShellRouterConfig(trees=(), embedding=EmbeddingConfig(path="./nowhere"))
     cluster = msgspec.structs.replace(config(), shell_router=shell_router)
     monkeypatch.setattr(preflight, "_installed", lambda module: False)
-    path, package = preflight.find_problems(cluster)
+    package, path = preflight.find_problems(cluster)
     assert path == "$.shell_router.embedding.path: model path ./nowhere does not exist"
     assert "pip install 'graft-moa[early-exit]'" in package
 

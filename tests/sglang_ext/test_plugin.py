@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from sglang_ext import compat, plugin, protocol
+from sglang_ext.cpu import waiting
 
 
 def test_cpu_hooks_are_for_cpu_engines_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +19,35 @@ def test_cpu_hooks_are_for_cpu_engines_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert not {compat.NIXL_MANAGER_INIT, compat.TORCH_NATIVE_EXTEND} & set(everywhere)
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     assert {compat.NIXL_MANAGER_INIT, compat.TORCH_NATIVE_EXTEND} < {hook.target for hook in plugin.hooks()}
+
+
+def test_dummy_weights_are_drawn_as_wide_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRAFT_DUMMY_WEIGHTS", raising=False)
+    assert compat.DUMMY_WEIGHTS not in {hook.target for hook in plugin.hooks()}
+    monkeypatch.setenv("GRAFT_DUMMY_WEIGHTS", "0.03")
+    (hook,) = [hook for hook in plugin.hooks() if hook.target == compat.DUMMY_WEIGHTS]
+    assert hook.function("model") == (("model",), {"low": -0.03, "high": 0.03, "seed": 1234})
+    monkeypatch.setenv("GRAFT_DUMMY_WEIGHTS", "2")
+    with pytest.raises(ValueError, match="GRAFT_DUMMY_WEIGHTS='2'"):
+        plugin.hooks()
+
+
+def test_a_cpu_scheduler_that_waits_for_a_transfer_leaves_its_core_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    turns: list[object] = []
+
+    class Idle:
+        def __init__(self, idle: bool) -> None:
+            self.idle = idle
+
+        def is_fully_idle(self) -> bool:
+            return self.idle
+
+    for idle in (True, False):
+        waiting.on_idle(turns.append, Idle(idle))  # type: ignore[arg-type]
+    assert len(turns) == 2
+    assert len(slept) == 1
 
 
 def test_another_sglang_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

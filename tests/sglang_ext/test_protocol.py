@@ -29,9 +29,14 @@ SESSIONS = protocol.SessionsStatus(
     open=(INFO,), held_tokens=32, max_sessions=64, max_held_tokens=4096, max_ttl_s=60.0, page_bytes=368640,
     counters=COUNTERS,
 )  # fmt: skip
+DRAFTS = protocol.DraftsStatus(
+    max_tokens=8,
+    counters=protocol.DraftCounters(requests=9, steps=100, drafted=300, accepted=250, without={"off": 2}),
+)
 STATUS = protocol.Status(
     plugin_version="0.1.0", sglang_version="0.5.23", role="prefill", device="cpu", page_size=16, bootstrap_port=8998,
     sessions=SESSIONS, refusal=None, hooks=(protocol.HookStatus(target="a.b", reason="r", applied=True),),
+    drafts=DRAFTS,
 )  # fmt: skip
 
 VALUES: list[msgspec.Struct] = [
@@ -41,6 +46,7 @@ VALUES: list[msgspec.Struct] = [
         **COMMIT, input_ids=[9], sampling_params={"max_new_tokens": 4, "stop": ["x"]}, stream=True, return_logprob=True,
     ),
     protocol.CloseRequest(session_id="s"),
+    protocol.Drafts(references=((3, 9), (12, 40)), group="run-1:2"),
     protocol.SessionReply(session_id="s", next_seq=2, known_tokens=40, held_tokens=32, pushed_tokens=16, elapsed_s=0.5),
     protocol.CloseReply(session_id="s", freed_tokens=32),
     protocol.ProblemReply(error=protocol.Problem(code="sequence_gap", message="m", expected_seq=3)),
@@ -61,6 +67,7 @@ def test_json_carries_everything(value: msgspec.Struct) -> None:
     [
         (protocol.OpenRequest, OPEN, {"session_id": ""}, "$.session_id"),
         (protocol.OpenRequest, OPEN, {"session_id": "a b"}, "$.session_id"),
+        (protocol.OpenRequest, OPEN, {"session_id": "HEALTH_CHECK_1"}, "$.session_id"),
         (protocol.OpenRequest, OPEN, {"session_id": "x" * 129}, "$.session_id"),
         (protocol.OpenRequest, OPEN, {"session_id": 7}, "$.session_id"),
         (protocol.OpenRequest, OPEN, {"bootstrap_port": 0}, "$.bootstrap_port"),
@@ -125,3 +132,24 @@ def test_every_problem_has_a_status_of_its_own_kind() -> None:
     assert protocol.Problem(code="sequence_gap", message="m").http_status == 409
     assert protocol.Problem(code="closed", message="m").http_status == 410
     assert protocol.Problem(code="unknown_session", message="m").http_status == 404
+
+
+@pytest.mark.parametrize(
+    "drafts", [protocol.Drafts(), protocol.Drafts(off=True), protocol.Drafts(references=((1, 5),))]
+)
+def test_custom_params_carry_drafts(drafts: protocol.Drafts) -> None:
+    carried = protocol.drafts_to(drafts)
+    assert protocol.drafts_in({"of another": 1, **carried}) == drafts
+    assert all(isinstance(value, str) for value in carried.values()), "SGLang's messages carry nothing nested"
+    assert protocol.drafts_in({"of another": 1}) is None
+    assert protocol.drafts_in(None) is None
+
+
+@pytest.mark.heavy
+def test_drafts_survive_the_way_to_a_scheduler() -> None:
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    drafts = protocol.Drafts(references=((3, 9), (12, 40)), group="run-1:2")
+    sent = SamplingParams(custom_params=protocol.drafts_to(drafts))
+    taken = msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=SamplingParams)
+    assert protocol.drafts_in(taken.custom_params) == drafts

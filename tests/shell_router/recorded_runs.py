@@ -12,7 +12,7 @@ import msgspec
 from experiments.replay.source import Recorded
 from shell_router.core.early_exit import BallotKind, ExitOverride
 from shell_router.core.events import Event
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.core.tree import AgentConfig, Tree, TreeConfig, build_tree
 from shell_router.options import RunOptions
 from shell_router.prepare import RunRequest

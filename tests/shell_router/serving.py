@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,9 @@ from shell_router.admission import Admission
 from shell_router.app import build_app
 from shell_router.assess.base import Assessor
 from shell_router.config import LimitsConfig, ModelConfig
+from shell_router.core.thinking import ThinkingSetting
 from shell_router.core.tree import Tree
+from shell_router.edge import Runner
 from shell_router.prepare import Preparer
 from shell_router.record import Transport
 from shell_router.service import Service
@@ -75,6 +77,9 @@ def fake_service(
     tokenizers: Mapping[str, Tokenizer] | None = None,
     capabilities: Mapping[str, Capabilities] | None = None,
     compares: bool = True,
+    thinking: ThinkingSetting = "auto",
+    allow_forced: bool = True,
+    scored: Collection[str] = (),
 ) -> Service:
     """Serves `trees`, or `tree_4_2_1` as `t`, with all models that these name on `engine`."""
     served = trees or (tree_4_2_1(),)
@@ -83,13 +88,22 @@ def fake_service(
     preparer = Preparer(
         trees=served,
         models={
-            name: ModelConfig(name=name, tokenizer="-", router_url="-", context_length=context_length, page_size=4)
+            name: ModelConfig(
+                name=name,
+                tokenizer="-",
+                router_url="-",
+                context_length=context_length,
+                page_size=4,
+                thinking=thinking,
+            )
             for name in names
         },
         tokenizers=tokenizers or dict.fromkeys(names, ByteTokenizer()),
         capabilities=capabilities or dict.fromkeys(names, SGLANG),
         compares=compares,
         limits=limits,
+        allow_forced=allow_forced,
+        scored=scored,
     )
     return Service(
         preparer=preparer,
@@ -127,7 +141,7 @@ class Client:
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[Client]:
     """`app` on a free port."""
-    runner = web.AppRunner(app, handler_cancellation=True)
+    runner = Runner(app, handler_cancellation=True)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -138,6 +152,6 @@ async def serving(app: web.Application) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def serving_service(service: Service) -> AsyncIterator[Client]:
-    async with serving(build_app(service, body_bytes=10_000)) as client:
+async def serving_service(service: Service, *, body_bytes: int = 10_000) -> AsyncIterator[Client]:
+    async with serving(build_app(service, body_bytes=body_bytes)) as client:
         yield client

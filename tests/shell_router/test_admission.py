@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shell_router.admission import Admission, Line, Ticket
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.errors import ShuttingDown, TooManyRuns
 from shell_router.prepare import RunRequest
 from shell_router.transport.fake import FakeEngine
@@ -139,7 +139,7 @@ async def test_a_place_is_held_until_the_engines_are_free() -> None:
     assert not any(request_id.startswith(run.head.id) for request_id in engine.running)
     held.open.set()
     assert [piece async for piece in following.text()]
-    assert following.log[0].at == 0.0, "its clock starts when it executes"
+    assert next(iter(following.log)).at == 0.0, "its clock starts when it executes"
 
 
 async def test_the_one_too_many_is_a_429_and_comes_back_after_a_run() -> None:

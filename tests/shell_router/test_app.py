@@ -182,10 +182,35 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     ),
     "temperature": (CHAT | {"temperature": 3}, 400, "temperature", "<= 2"),
     "max_tokens": (CHAT | {"max_tokens": 0}, 400, "max_tokens", ">= 1"),
-    "too long": (CHAT | {"max_tokens": 100_000}, 400, "messages", "model 'm' takes 4096"),
+    "too long": (CHAT | {"max_tokens": 10**9}, 400, "max_tokens", "model 'm' takes 4096"),
+    "too long, by its other name": (
+        CHAT | {"max_completion_tokens": 10**9}, 400, "max_completion_tokens", "model 'm' takes 4096"
+    ),
+    "too long for all": (
+        CHAT | {"graft": {"sampling": {"max_new_tokens": 10**9}}}, 400, "graft.sampling.max_new_tokens", "takes 4096"
+    ),
+    "too much to read": (
+        CHAT | {"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "messages", "takes 4096"
+    ),
+    "stop": (CHAT | {"stop": ""}, 400, "stop", "cannot be empty"),
+    "stops": (CHAT | {"stop": ["a", ""]}, 400, "stop[1]", "cannot be empty"),
+    "many stops": (CHAT | {"stop": ["a"] * 33}, 400, "stop", "there may be 32"),
+    "top_k": (CHAT | {"graft": {"sampling": {"top_k": 0}}}, 400, "graft.sampling.top_k", "1 or more, or -1"),
+    "top_k of many": (CHAT | {"graft": {"sampling": {"top_k": 10**12}}}, 400, "graft.sampling.top_k", "<= 1073741824"),
+    "a forced id": (
+        CHAT | {"graft": {"forced": {"p1": {"ids": [5, 10**6], "text": "x"}}}},
+        400, "graft.forced.p1.ids[1]", "1000000 is no token"
+    ),
+    "a forced id below all": (
+        CHAT | {"graft": {"forced": {"p1": {"ids": [-1], "text": "x"}}}},
+        400, "graft.forced.p1.ids[0]", "-1 is no token"
+    ),
+    "a forced id of many bits": (
+        CHAT | {"graft": {"forced": {"p1": {"ids": [2**70], "text": "x"}}}},
+        400, "graft.forced.p1.ids[0]", "is no token"
+    ),
     "n": (CHAT | {"n": 2}, 400, "n", "n must be 1"),
-    "tools": (CHAT | {"tools": [{}]}, 400, "tools", "tools are not offered"),
-    "logprobs": (CHAT | {"logprobs": True}, 400, "logprobs", "not offered"),
+    "tools": (CHAT | {"tools": [{}]}, 400, "tools", "not offer"),
     "no role": (CHAT | {"messages": [{"content": "x"}]}, 400, "messages[0].role", "missing required field `role`"),
     "unknown graft option": (CHAT | {"graft": {"mood": "x"}}, 400, "graft.mood", "unknown field `mood`"),
     "unknown mode": (CHAT | {"graft": {"mode": "x"}}, 400, "graft.mode", "'x'"),

@@ -28,7 +28,7 @@ def config(api_key_env: str | None) -> RouterConfig:
 
 @pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer {KEY}", f"Bearer  {KEY} "])
 def test_the_key_passes(header: str) -> None:
-    Guard(KEY).check(header)
+    Guard(KEY).tenant(header)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_key_passes(header: str) -> None:
 )
 def test_anything_else_is_refused_without_telling_the_key(header: str | None) -> None:
     with pytest.raises(InvalidApiKey) as refused:
-        Guard(KEY).check(header)
+        Guard(KEY).tenant(header)
     assert KEY not in refused.value.message
 
 
@@ -45,7 +45,7 @@ def test_the_key_comes_from_the_environment_only() -> None:
     assert load_guard(config(None), {}) is None
     guard = load_guard(config("GRAFT_KEY"), {"GRAFT_KEY": f"{KEY}\n"})
     assert guard is not None
-    guard.check(f"Bearer {KEY}")
+    guard.tenant(f"Bearer {KEY}")
     for environment in ({}, {"GRAFT_KEY": ""}, {"GRAFT_KEY": " "}):
         with pytest.raises(ConfigError, match="api_key_env: the environment variable GRAFT_KEY is not set"):
             load_guard(config("GRAFT_KEY"), environment)
@@ -63,7 +63,7 @@ def test_a_variable_that_is_not_set_ends_the_start(tmp_path: Path) -> None:
     assert "GRAFT_TEST_KEY_THAT_IS_NOT_SET is not set" in done.stderr
 
 
-async def test_all_but_health_and_readiness_is_guarded(caplog: pytest.LogCaptureFixture) -> None:
+async def test_all_but_health_readiness_and_the_pages_files_is_guarded(caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
     app = build_app(limited_service(engine), body_bytes=10_000, guard=Guard(KEY))
     routes = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None}
@@ -71,6 +71,10 @@ async def test_all_but_health_and_readiness_is_guarded(caplog: pytest.LogCapture
     async with serving(app) as client:
         for method, path in sorted(routes):
             if method == "HEAD":
+                continue
+            if path.startswith("/ui"):
+                async with client.session.get(client.url + path.replace("{name}", "index.html")) as reply:
+                    assert (reply.status, reply.content_type) == (200, "text/html")
                 continue
             for headers in ({}, {"Authorization": "Bearer nonsense"}):
                 status, body, answered = await client.call(method, path.replace("{id}", "run-x"), headers=headers)
@@ -82,7 +86,9 @@ async def test_all_but_health_and_readiness_is_guarded(caplog: pytest.LogCapture
                 assert body["error"]["type"] == "invalid_request_error"
                 assert body["error"]["code"] == "invalid_api_key"
                 assert answered["WWW-Authenticate"] == "Bearer"
-        assert (await client.call("GET", "/nothing"))[0] == 401, "nor does it tell what there is"
+        for path in ("/nothing", "/uix", "/ui/../v1/models"):
+            assert (await client.call("GET", path))[0] == 401, "nor does it tell what there is"
+        assert (await client.call("GET", "/ui/nothing"))[1]["error"]["code"] == "no_such_file"
         assert engine.requests == []
         assert (await client.call("GET", "/v1/models", headers={"Authorization": f"Bearer {KEY}"}))[0] == 200
     assert KEY not in caplog.text

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from shell_router.admission import Admission
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.errors import ShuttingDown
 from shell_router.prepare import RunRequest
 from shell_router.transport.fake import FakeEngine

@@ -13,7 +13,7 @@ import pytest
 
 from shell_router.app import build_app
 from shell_router.config import LimitsConfig, ModelConfig
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.errors import RunFailed
 from shell_router.handlers.openai_types import ChatRequest
 from shell_router.options import RunOptions

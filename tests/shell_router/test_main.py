@@ -43,3 +43,18 @@ def test_a_flag_that_is_wrong_is_named(file: Path) -> None:
     done = subprocess.run(command(file, "--port", "70000"), capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 2
     assert done.stderr == "shell_router: --port: Expected `int` <= 65535 - at `$.port`\n"
+
+
+def test_flags_say_what_is_logged(file: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    flags = ("--host", "127.0.0.2", "--port", "0", "--log-format", "json", "--log-level", "info", "--access-log")
+    with log.open("wb") as sink:
+        router = subprocess.Popen(command(file, *flags), stdout=sink, stderr=sink)
+        try:
+            wait_until(lambda: "listening on" in log.read_text())
+        finally:
+            router.terminate()
+            assert router.wait(timeout=20) == 0
+    records = [msgspec.json.decode(line) for line in log.read_text().splitlines()]
+    assert any(each["message"].startswith("listening on http://127.0.0.2:") for each in records)
+    assert all(each["level"] == "info" for each in records)

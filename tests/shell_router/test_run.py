@@ -9,7 +9,7 @@ import pytest
 
 from shell_router.config import LimitsConfig
 from shell_router.core.events import Finished, Started
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import SamplingOverride, Tree
 from shell_router.errors import PromptTooLong, RequestError, RunFailed, UnknownRun, UnknownTree
@@ -20,6 +20,7 @@ from shell_router.run import Run
 from shell_router.service import Service
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
+from tests.shell_router.scripted import agent_of
 from tests.shell_router.serving import fake_service
 from tests.shell_router.trees import agent, tree
 
@@ -57,6 +58,14 @@ async def test_spliced_and_blocking_give_the_same_prompts_and_answers() -> None:
     assert not any(each.chunks for each in blocking.agents)
     assert len(blocking_engine.requests) == len(blocking.agents)
     assert blocking.state == spliced.state == "done"
+
+
+async def test_nobody_asks_how_sure_the_root_is() -> None:
+    """Log-probabilities cost the engine; of the others they decide exits and who stands in for a root that fails."""
+    engine = FakeEngine()
+    record = await record_of(engine, "blocking")
+    asked = {request.request_id.rpartition("-")[2]: request.logprobs for request in engine.requests}
+    assert asked == {each.id: each.id != "root" for each in record.agents}
 
 
 async def test_blocking_replays_the_slot_order_of_a_spliced_run() -> None:
@@ -131,7 +140,7 @@ async def test_root_text_streams_before_the_answer_ends() -> None:
 
 
 async def test_an_agent_that_fails_ends_the_run_and_is_named() -> None:
-    engine = FakeEngine(fail_at=lambda request: 0 if "-a1" in request.request_id else None)
+    engine = FakeEngine(fail_at=lambda request: 0 if agent_of(request) == "a1" else None)
     run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(mode="blocking")))
     with pytest.raises(RunFailed, match="agent 'a1': the fake engine was told to fail"):
         await finish(run)
@@ -219,7 +228,7 @@ async def test_event_log_is_whole_for_late_and_early_listeners() -> None:
     run = make_service(FakeEngine()).start(RunRequest(tree="t", conversation=QUESTION))
     early = [event async for event in run.events()]
     late = [event async for event in run.events()]
-    assert early == late == run.log
+    assert early == late == list(run.log)
     assert isinstance(early[0], Started)
     last = early[-1]
     assert isinstance(last, Finished)
@@ -249,7 +258,7 @@ async def test_what_could_outgrow_the_context_is_refused_before_anything_is_sent
     engine = FakeEngine()
     service = make_service(engine, context_length=150)
     with pytest.raises(PromptTooLong, match=r"agent 'p1' could need \d+ tokens .* model 'm' takes 150"):
-        service.start(RunRequest(tree="t", conversation=(Message("user", "why" * 60),)))
+        service.start(RunRequest(tree="t", conversation=(Message("user", "why" * 45),)))
     assert engine.requests == []
     # The question is short, but the answers that the successor reads may not be.
     long_answers = tree(agent("p1", max_new_tokens=60), agent("p2", max_new_tokens=60), agent("a1", ["p1", "p2"]))

@@ -12,7 +12,7 @@ import pytest
 from shell_router.config import ConfigError, LimitsConfig
 from shell_router.core.early_exit import BypassPolicy, ExitOverride, ExitPolicy
 from shell_router.core.events import Event, Finished
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.core.tree import FailurePolicy, SamplingOverride, Tree, TreeConfig, build_tree
 from shell_router.errors import DeadlineExceeded, RequestError
 from shell_router.options import RunOptions

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 from aiohttp import web
 
-from shell_router.app import Handler, build_app
+from shell_router.app import build_app
+from shell_router.edge import Handler
 from shell_router.handlers.keys import CLIENT_STALL_S
 from shell_router.service import Service
 from shell_router.transport.base import Delta, GenerateRequest

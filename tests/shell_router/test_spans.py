@@ -40,3 +40,14 @@ def test_an_append_that_failed_is_no_span() -> None:
     failed = agent(ready_s=10.0, chunks=(chunk,), first_token_s=12.0, ended_s=15.0)
     assert failed_append(failed, 1)
     assert [span.kind for span in spans_of(failed, 20.0)] == ["waiting", "exposed", "decode"]
+
+
+def test_thinking_is_decoded_before_the_answer() -> None:
+    thought = agent(ready_s=10.0, chunks=(), first_token_s=12.0, first_passed_s=14.0, ended_s=15.0, thinking_tokens=9)
+    assert list(spans_of(thought, 20.0))[1:] == [
+        Span("exposed", 10.0, 12.0),
+        Span("thinking", 12.0, 14.0),
+        Span("decode", 14.0, 15.0),
+    ]
+    only = msgspec.structs.replace(thought, first_passed_s=None)
+    assert [span.kind for span in spans_of(only, 20.0)][1:] == ["exposed", "thinking"]

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from shell_router.core.agent_progress import AgentState
 from shell_router.core.early_exit import Verdict
-from shell_router.core.events import Appended
+from shell_router.core.events import Appended, Milestones
 from shell_router.options import RunOptions
 from shell_router.prepare import RunRequest
 from shell_router.record import AgentRecord, CheckRecord, ChunkRecord, RunRecord, RunState, Usage
 from shell_router.trace import chrome_trace
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
+from tests.shell_router.scripted import agent_of
 from tests.shell_router.serving import serving_service
 from tests.shell_router.test_openai_schema import CASES, EXIT, Case
 from tests.shell_router.test_run import QUESTION, finish, make_service
@@ -96,7 +97,11 @@ class Trace:
 
     def spans(self, agent: str) -> list[tuple[str, int, int]]:
         """Name, start and end of an agent's spans."""
-        return [(event["name"], event["ts"], event["ts"] + event["dur"]) for event in self.of("X", agent=agent)]
+        return [_ends(event) for event in self.of("X", agent=agent) if event["cat"] != "step"]
+
+    def steps(self, agent: str) -> list[tuple[str, int, int]]:
+        """Those of its exposed prefill."""
+        return [_ends(event) for event in self.of("X", agent=agent) if event["cat"] == "step"]
 
     def seconds(self, category: str, agent: str) -> float:
         """The time an agent spent on spans of `category`."""
@@ -121,9 +126,21 @@ class Trace:
                 continue
             assert spans[0][1] == 0
             assert all(before[2] == after[1] for before, after in pairwise(spans)), "spans neither overlap nor gape"
+            exposed = [span for span in spans if span[0] == "exposed prefill"]
+            for _, start, end in self.steps(name):
+                assert any(first <= start < end <= last for _, first, last in exposed), "a step is within its span"
+            assert all(before[2] <= after[1] for before, after in pairwise(self.steps(name)))
+
+
+def _ends(event: dict[str, Any]) -> tuple[str, int, int]:
+    return event["name"], event["ts"], event["ts"] + event["dur"]
 
 
 _seconds = st.integers(0, 4096).map(lambda steps: steps / 512)
+# Clocks of other machines may say anything.
+_milestones = st.fixed_dictionaries({name: st.none() | _seconds for name in Milestones.__struct_fields__}).map(
+    lambda times: Milestones(**times)
+)
 
 
 def _finished_agent(draw: st.DrawFn, name: str, layer: int, before: list[AgentRecord]) -> AgentRecord:
@@ -159,6 +176,7 @@ def _finished_agent(draw: st.DrawFn, name: str, layer: int, before: list[AgentRe
         cached_tokens=draw(st.integers(0, 99)),
         ready_s=ready,
         committed_s=committed,
+        milestones=draw(st.none() | _milestones),
         first_token_s=first,
         ended_s=first + draw(_seconds),
         chunks=tuple(chunks),
@@ -317,6 +335,12 @@ def test_every_record_gives_a_trace_that_viewers_take(record: RunRecord) -> None
         assert [event["args"]["tokens"] for event in appends] == [chunk.tokens for chunk in each.chunks]
         decode = trace.of("X", "decode", each.id)
         assert len(decode) == (each.first_token_s is not None)
+        if trace.steps(each.id):
+            assert (
+                trace.steps(each.id)[-1][2]
+                == trace.of("X", "exposed prefill", each.id)[0]["ts"]
+                + (trace.of("X", "exposed prefill", each.id)[0]["dur"])
+            )
         if each.exposed_prefill_s is not None:
             assert trace.seconds("prefill,exposed", each.id) == pytest.approx(each.exposed_prefill_s, abs=1e-5)
             assert trace.seconds("prefill,hidden", each.id) == pytest.approx(each.hidden_prefill_s, abs=1e-5)
@@ -504,7 +528,7 @@ async def test_an_append_that_outlasts_the_last_precursor_is_cut_there() -> None
 
 
 async def test_failed_and_cancelled_runs_tell_what_ended_them() -> None:
-    engine = FakeEngine(fail_at=lambda request: 3 if "-a1" in request.request_id else None)
+    engine = FakeEngine(fail_at=lambda request: 3 if agent_of(request) == "a1" else None)
     run = make_service(engine).start(RunRequest(tree="t", conversation=QUESTION, options=RunOptions(mode="blocking")))
     async for _ in run.events():
         pass

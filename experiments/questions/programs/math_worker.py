@@ -1,7 +1,8 @@
 """Say whether mathematical answers are right: the program of the scorers' process that loads math-verify.
 
-A line in is `{"answer": ..., "text": ...}`, a line out `{"correct": ..., "extracted": ...}`. It is a process of its own
-because math-verify's time limits are signals, and because some formulas cannot be stopped but by ending the process.
+A line in is `{"answer": ..., "text": ...}`: the right result in a box, and the part of an answer that holds its
+result. A line out is `{"correct": ..., "extracted": ...}`. It is a process of its own because math-verify's time limits
+are signals, and because some formulas cannot be stopped but by ending the process.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
         found = math_verify.parse(text, parsing_timeout=_STEP_S)
         if not found:
             return {"correct": False, "extracted": None}
-        gold = math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=_STEP_S)
+        gold = math_verify.parse(answer, parsing_timeout=_STEP_S)
         correct = bool(gold) and math_verify.verify(gold, found, timeout_seconds=_STEP_S)
         return {"correct": bool(correct), "extracted": str(found[-1])}
 

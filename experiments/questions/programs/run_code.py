@@ -132,11 +132,11 @@ def _run(job: dict[str, Any], send: Any) -> None:
     try:
         # The task's own text first: its imports and helper functions are there for the answer.
         for number, source in enumerate((job["preamble"], job["solution"])):
-            exec(compile(source, f"<part {number}>", "exec"), space)
+            exec(_compiled(source, f"<part {number}>"), space)
         function = space[job["entry_point"]]
         if "check" in job:
             tests: dict[str, Any] = {"__name__": "tests"}
-            exec(compile(job["check"], "<tests>", "exec"), tests)
+            exec(_compiled(job["check"], "<tests>"), tests)
             tests["check"](function)
             send({"output": True})
             return
@@ -149,6 +149,11 @@ def _run(job: dict[str, Any], send: Any) -> None:
         except BaseException as error:  # noqa: BLE001 - as above
             message = {"error": type(error).__name__}
         send(message)
+
+
+def _compiled(source: str, name: str) -> Any:
+    # This program's own `annotations` future would make texts of all annotations, which `@dataclass` looks up.
+    return compile(source, name, "exec", dont_inherit=True)
 
 
 def encode(value: Any) -> Any:

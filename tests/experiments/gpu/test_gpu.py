@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from experiments.gpu import command as gpu
-from experiments.gpu import setup
+from experiments.gpu import exact, setup
+from experiments.gpu.budget import Budget
 from experiments.gpu.sizes import CONFIGS, SIZES, Size, make_checkpoint, parameters
 from experiments.kernel.target import Target
 from experiments.overlap import command as overlap
@@ -21,6 +23,7 @@ from graft.cli import WRONG
 from launch.config import ClusterConfig, load_cluster
 from launch.gpu.allocation import allocate, checkpoint_size
 from launch.gpu.cards import Card, CardTable
+from sglang_ext.settings import DUMMY_WEIGHTS_VARIABLE, dummy_weights
 from shell_router.config import ConfigError, load_tree
 from tests.experiments.overlap.served import in_thread, pair_of
 
@@ -73,6 +76,21 @@ def test_all_workers_have_room_on_one_card(sizes: tuple[Size, ...], memory_gib: 
     assert sum(placement.share for placement in placements.values()) < 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "float32", "bfloat16"),
+    [
+        ({}, True, True),
+        ({"equal": 2}, False, True),
+        ({"sessions": 0}, False, False),
+        ({"problems": ["a session: the transfer failed"]}, False, False),
+    ],
+)
+def test_what_counts_as_exact(changes: dict[str, Any], float32: bool, bfloat16: bool) -> None:
+    found = exact.Exactness(**{"sessions": 3, "equal": 3} | changes)
+    assert found.exact(dtype="float32") is float32
+    assert found.exact(dtype="bfloat16") is bfloat16
+
+
 @pytest.mark.usefixtures("graft_home")
 def test_the_files_are_those_that_graft_reads(tmp_path: Path) -> None:
     config = written(tmp_path, ("4b", "8b"))
@@ -112,18 +130,39 @@ def test_a_part_that_fails_does_not_keep_the_others_from_running(
     scale = setup.scale_of("tiny", quick=True)
     with in_thread() as fake:
         there = Target(url="", flush=None, pairs={"m": pair_of(fake)})
-        measured = gpu.measure_overlap(there, "m", scale, tmp_path)
+        (tmp_path / "overlap").mkdir()
+        measured = [gpu.measure_overlap(there, "m", scale, tmp_path, name) for name in scale.overlap]
+        cut = gpu.measure_overlap(there, "m", scale, tmp_path, "chain", 0.001)
     assert [(each.name, each.exit_code) for each in measured] == [(name, 0) for name in scale.overlap]
     assert all((tmp_path / each.result).is_file() for each in measured)
-    (tmp_path / "gone").mkdir()
-    measured = gpu.measure_overlap(there, "m", scale, tmp_path / "gone")
-    assert [each.exit_code for each in measured] == [1] * 4
+    assert cut.exit_code == 0, "it ends after its first sample, and tells what there is"
+    measured = [gpu.measure_overlap(there, "m", scale, tmp_path, name) for name in scale.overlap]
+    assert [each.exit_code for each in measured] == [1] * len(scale.overlap)
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_a_budget_is_shared_out_among_what_is_left() -> None:
+    now = 100.0
+    budget = Budget(60.0, [1, 2, 3], lambda: now)
+    assert budget.next() == pytest.approx(10.0)
+    now += 40.0
+    assert budget.next() == pytest.approx(8.0), "the first took more: the others have less"
+    now += 17.0
+    assert budget.next() == 0.0, "three seconds are not worth beginning"
+    assert Budget(None, [1]).next() is None
+
+
+def test_the_weights_are_drawn_as_wide_as_an_answer_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dummy_weights({DUMMY_WEIGHTS_VARIABLE: str(setup.WEIGHTS)}) == setup.WEIGHTS
+    assert dummy_weights({}) is None
+    with pytest.raises(ValueError, match=r"GRAFT_DUMMY_WEIGHTS='wide'"):
+        dummy_weights({DUMMY_WEIGHTS_VARIABLE: "wide"})
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["--budget-s", "0"], "--budget-s"),
         (["--size", "4b", "--device", "cpu"], "--device cpu goes with --size tiny"),
         (["--size", "tiny", "--hetero"], "--hetero goes with"),
         (["--size", "32b"], "--size"),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
+import msgspec
 import pytest
 
 from experiments.kernel.pair import Pair
-from experiments.kernel.target import TargetError, cluster_target
-from launch import preflight
-from launch.cluster import ClusterError
+from experiments.kernel.target import TargetError, cluster_target, running_cluster
+from launch import preflight, state
+from launch.keeper import ClusterError
+from launch.state import ClusterState, ProcessId, ProcessState
 from shell_router.client import ClientError
 from shell_router.config import ConfigError
 
@@ -55,7 +59,7 @@ class FakeCluster:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cluster file; starting it starts a `FakeCluster`."""
     monkeypatch.setattr("experiments.kernel.target.Cluster", FakeCluster)
-    monkeypatch.setattr("launch.preflight.check", lambda config: None)
+    monkeypatch.setattr("launch.preflight.check", lambda config: ())
     monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(FakeCluster, "log", [], raising=False)
     path = tmp_path / "cluster.json"
@@ -76,6 +80,41 @@ def test_the_cluster_lives_as_long_as_the_experiment(cluster: Path, tmp_path: Pa
         assert target.flush is not None
         asyncio.run(target.flush())
     assert FakeCluster.log == ["c in logs", "up", "flush", "down"]
+
+
+def test_a_cluster_that_is_up_is_used_with_its_workers_and_left_up(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="cluster c is not up"):
+        running_cluster("c")
+    me = ProcessId.of(os.getpid())
+    names = ["m-prefill-0", "m-decode-0", "m-sglang-router", "shell-router"]
+    up = ClusterState(
+        name="c",
+        launcher=me,
+        run_dir="/logs",
+        url="http://127.0.0.1:1",
+        processes=tuple(
+            ProcessState(name=name, id=me, url=f"http://127.0.0.1:{port}", log="") for port, name in enumerate(names, 2)
+        ),
+    )
+    state.write(up)
+    flushed: list[str] = []
+
+    async def flush(urls: Sequence[str]) -> None:
+        flushed.extend(urls)
+
+    monkeypatch.setattr("experiments.kernel.target.flush_workers", flush)
+    with running_cluster("c")(tmp_path) as target:
+        assert target.url == up.url
+        assert target.flush is not None
+        asyncio.run(target.flush())
+    assert flushed == ["http://127.0.0.1:2", "http://127.0.0.1:3"]
+    assert state.read("c") == up
+    assert FakeCluster.log == []
+    state.write(msgspec.structs.replace(up, url=None))
+    with pytest.raises(ConfigError, match="cluster c is not up"):
+        running_cluster("c")
 
 
 def test_errors_of_the_launcher_are_told_as_ours(cluster: Path, tmp_path: Path, monkeypatch: Any) -> None:

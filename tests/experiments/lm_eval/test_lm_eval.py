@@ -60,7 +60,7 @@ BODIES: dict[str, tuple[str, dict[str, Any], int, str | None]] = {
         "completions",
         {"prompt": "why?", "max_tokens": 1, "logprobs": 1, "echo": True},
         400,
-        "logprobs",
+        "echo",
     ),
     "a chat": ("chat/completions", {"messages": [{"role": "user", "content": "why?"}], "stop": ["Q:"]}, 200, None),
     "a prefilled answer": (

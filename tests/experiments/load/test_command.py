@@ -492,7 +492,6 @@ def test_an_interrupt_keeps_what_is_finished_and_resume_goes_on(
     [
         (["--tree", "none"], "tree 'none' is not served"),
         (["--setting", "a"], "NAME=JSON"),
-        (["--deadline", "0"], "deadline_s"),
         (["--fill", "0.5"], "--fill with --url needs"),
         (["--prefill-url", "http://p"], "go together"),
     ],

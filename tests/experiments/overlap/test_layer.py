@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 from experiments.kernel.engine import PairClient
-from experiments.overlap import stats
+from experiments.overlap import layer, stats
 from experiments.overlap.layer import Case, LayerBench, LayerParameters, spliced_case
-from experiments.overlap.stats import MODES, Sample
+from experiments.overlap.stats import MODES, Mode, Sample
 from shell_router.config import ConfigError
+from shell_router.milestones import PARTS
 from tests.experiments.overlap.served import PAGE, TOKENS, served
 from tests.fakes.pair import PAGE_BYTES
 
@@ -50,9 +51,10 @@ async def test_the_second_layer_reads_every_answer(precursors: int) -> None:
         assert pair.sessions == 0
 
 
-async def test_appends_are_the_plans() -> None:
+@pytest.mark.parametrize("mode", ["incremental", "paying"])
+async def test_appends_are_the_plans(mode: Mode) -> None:
     """Precursors that take their time are read while they decode, over a session."""
-    parameters = LayerParameters(input_range=(8, 8), answer=2, modes=("incremental",), repetitions=1, warmups=0)
+    parameters = LayerParameters(input_range=(8, 8), answer=2, modes=(mode,), repetitions=1, warmups=0)
     async with served(pace_s=0.005) as (pair, client):
         (sample,) = await take(client, parameters, Case(name="chain", answers=(60,)))
         assert sample.append_s
@@ -87,9 +89,20 @@ async def test_bytes_of_a_layer_are_those_of_the_successors_prompts() -> None:
 async def test_answers_that_leave_no_time_for_an_append_are_moved_after_the_commit() -> None:
     parameters = LayerParameters(input_range=(64, 64), answer=2, modes=("incremental",), repetitions=1, warmups=0)
     async with served() as (_, client):
-        (sample,) = await take(client, parameters, Case(name="layer", answers=(4,)))
+        (sample,) = await take(client, parameters, Case(name="layer", answers=(1,)))
         assert (sample.append_s, sample.bytes_before_commit) == ((), 0)
-        assert sample.bytes_after_commit == -(-68 // PAGE) * PAGE_BYTES
+        assert sample.bytes_after_commit == -(-65 // PAGE) * PAGE_BYTES
+
+
+async def test_the_way_to_the_first_token_is_told_step_by_step() -> None:
+    parameters = LayerParameters(input_range=(8, 8), answer=2, modes=MODES, repetitions=2, warmups=0)
+    async with served(pace_s=0.005) as (_, client):
+        samples = await take(client, parameters, Case(name="chain", answers=(20,)))
+        for sample in samples:
+            assert list(sample.steps_s) == list(PARTS)
+            assert sum(sample.steps_s.values()) == pytest.approx(sample.ttft_s)
+        assert set(layer.steps(samples)["chain"]) == set(MODES)
+        assert [each.name.partition(":")[0] for each in layer.goals(samples)] == ["blocking", "incremental"]
 
 
 def test_what_is_spliced_is_shared_out_to_the_last_token() -> None:

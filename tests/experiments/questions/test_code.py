@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from experiments.questions import Question, ScorerPool
-from experiments.questions.code import extract_code
 from experiments.questions.sandbox import Limits, Task, execute
 
 _QUESTION = 'from typing import List\n\n\ndef double(xs: List[int]) -> List[int]:\n    """Twice each."""\n'
@@ -50,20 +49,16 @@ def verdict(code: str, question: Question = _DOUBLE) -> tuple[bool, str]:
             "def double(xs):\n    class Same:\n        __eq__ = lambda *_: True\n    return Same()",
             "wrong in base test 0",
         ),
+        (
+            f"from dataclasses import dataclass\n\n\n@dataclass\nclass Pair:\n    a: int\n\n\n{_RIGHT}",
+            "all tests passed",
+        ),
         ("def double(xs:\n", "no code that defines double"),
         ("def triple(xs):\n    return xs", "no code that defines double"),
     ],
 )
 def test_right_and_wrong(code: str, detail: str) -> None:
     assert verdict(code) == (detail == "all tests passed", detail)
-
-
-def test_the_last_block_that_defines_the_function_is_taken() -> None:
-    text = f"```python\ndef double(xs):\n    return 0\n```\n```py\n{_RIGHT}\n```\nUse it:\n```\nprint(double([1]))\n```"
-    assert extract_code(text, "double") == _RIGHT
-    assert extract_code(_RIGHT, "double") == _RIGHT
-    assert extract_code("I would rather not.", "double") is None
-    assert extract_code("", "double") is None
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,17 @@ def score(benchmark: str, answer: str, text: str, choices: tuple[str, ...] = ())
         ("The answer is 1000 + 234 = 1234.", True, "1234"),
         ("It is 1234", True, "1234"),
         ("First it was 7, then it cost $1,234.00.", True, "1,234.00"),
-        ("1240-6 is 1238-4: 9-1234", True, "1234"),
+        ("1240-6 is 1238-4 = 1234", True, "1234"),
+        ("9-1234", False, "9-1234"),
         ("about .5", False, ".5"),
         ("<think>#### 1234</think>#### 7", False, "7"),
+        ("<think>#### 7</think>#### 1234", True, "1234"),
+        ("it is 7, or not?</think>#### 1234", True, "1234"),
+        ("[THINK]#### 7[/THINK]#### 1234", True, "1234"),
+        ("<thought>#### 7</thought>#### 1234", True, "1234"),
+        ("<|channel|>analysis<|message|>#### 7<|end|><|start|>assistant<|channel|>final<|message|>1234", True, "1234"),
+        ("<think>#### 1234", False, None),
+        ("<|channel|>analysis<|message|>#### 1234", False, None),
         ("#### -1234", False, "-1234"),
         ("no idea", False, None),
         ("", False, None),
@@ -35,6 +43,27 @@ def score(benchmark: str, answer: str, text: str, choices: tuple[str, ...] = ())
 def test_number(benchmark: str, text: str, correct: bool, extracted: str | None) -> None:
     verdict = score(benchmark, "1,234", text)
     assert (verdict.correct, verdict.extracted) == (correct, extracted)
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("2", "The answer is 2 1/2"),
+        ("3", r"\boxed{\frac{3}{4}}"),
+        ("5", "It is 5e3"),
+        ("3", "3 or 4"),
+        ("5", "\u22125"),
+    ],
+)
+def test_a_part_of_a_number_is_never_right(gold: str, text: str) -> None:
+    assert not score("gsm8k", gold, text).correct
+
+
+def test_what_is_no_number_is_unverifiable_unless_math_verify_reads_it() -> None:
+    several = score("gsm8k", "3", "The answer is 3 or 4.")
+    assert (several.correct, several.unverifiable) == (False, True)
+    assert score("gsm8k", "4", r"\boxed{\sqrt{16}}").correct
+    assert not score("gsm8k", "3", r"\boxed{\sqrt{16}}").correct
 
 
 def test_what_is_announced_counts_and_not_what_follows() -> None:
@@ -90,6 +119,8 @@ def test_letter(benchmark: str, text: str, correct: bool, extracted: str | None)
         ("Monsters, Inc", "Answer: Monsters, Inc.", True),
         ("valid", r"\boxed{\text{valid}}", True),
         ("valid", "Answer: invalid", False),
+        ("valid", "**Answer**: valid", True),
+        ("(B)", "Option B is correct.", False),
         ("valid", "It is valid", False),
         ("valid", "Answer:", False),
         ("valid", "", False),

@@ -259,4 +259,4 @@ def test_main(
 def test_no_runs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--exit-runs", "0"])
-    assert "at least 1" in capsys.readouterr().err
+    assert "is no whole number from 1 on" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 
 import msgspec
@@ -16,7 +17,7 @@ from experiments.settings.result import RunResult
 from experiments.settings.table import format_failures, format_question, format_table
 from shell_router.options import RunOptions
 from shell_router.record import CheckRecord, RunRecord
-from tests.experiments.records import make_record, make_result
+from tests.experiments.records import make_record, make_result, with_drafts
 
 
 def config_of(*settings: tuple[str, str]) -> ExperimentConfig:
@@ -134,6 +135,44 @@ def test_pairs_are_compared_question_by_question() -> None:
     assert comparison.questions_for_one_point is None
 
 
+def test_drafts_are_told_by_layer_and_against_the_same_without() -> None:
+    tree = "tree_3_1"
+    plain, drafted = RunOptions(drafts="off"), RunOptions()
+    config = msgspec.structs.replace(
+        CONFIG,
+        settings=(
+            SettingConfig(name="blocking", tree=tree, graft=RunOptions(mode="blocking", drafts="off")),
+            SettingConfig(name="spliced+drafts", tree=tree, graft=drafted),
+            SettingConfig(name="spliced", tree=tree, graft=plain),
+        ),
+    )
+    record = with_drafts(make_record("spliced"))
+    other = msgspec.structs.replace(record.agents[0], output_ids=(1, 2))
+    runs = [
+        make_result("blocking"),
+        make_result("spliced"),
+        make_result("spliced+drafts", record=msgspec.structs.replace(record, agents=(other, *record.agents[1:]))),
+    ]
+    aggregates = aggregate(config, runs)
+    against = [(each.setting, each.baseline, each.equal_agents) for each in aggregates.comparisons]
+    assert against == [
+        ("spliced+drafts", "blocking", (3, 4)),
+        ("spliced", "blocking", (4, 4)),
+        ("spliced+drafts", "spliced", (3, 4)),
+    ]
+    recorded = [msgspec.structs.replace(run, forced=("p1",)) for run in runs]
+    assert {each.equal_agents for each in aggregate(config, recorded).comparisons} == {None}, "of course they are equal"
+    without, with_, _ = aggregates.settings
+    assert without.drafts == ()
+    assert [(each.layer, each.agents, each.steps, each.accepted) for each in with_.drafts] == [
+        (0, 3, 30, 30),
+        (1, 1, 10, 20),
+    ]
+    table = format_table(aggregates)
+    assert re.search(r"tokens a step +- +2.0, 3.0 +-\n", table)
+    assert "agents with equal answers, token by token: 3 of 4\n" in table
+
+
 def test_repeats_of_a_question_are_one_value() -> None:
     runs = [
         make_result(setting, question=question, repeat=repeat, latency_s=latency_s)
@@ -183,7 +222,9 @@ def test_a_failed_run_is_counted_and_its_pair_is_incomplete() -> None:
     assert spliced.accuracy.value == pytest.approx(1 / 3)
     assert spliced.latency_s is not None
     assert spliced.latency_s.n == 2
-    assert "pairs: 1 of 4 complete, with equal answers 0\nincomplete: q1/0, q1/1, q2/0\n" in format_table(aggregates)
+    assert "pairs: 1 of 4 complete, with equal answers 0\nincomplete: q1/0, q1/1, q2/0\nagents" in format_table(
+        aggregates
+    )
 
 
 def test_the_questions_needed_follow_from_the_variance() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from experiments.settings.config import load_experiment
 from experiments.settings.result import RunResult
 from graft.cli import FAILED, INTERRUPTED, WRONG
+from launch.shipped import experiment
 from shell_router.app import build_app
 from shell_router.core.agent_progress import AgentState
 from shell_router.transport.fake import FakeEngine
@@ -429,8 +432,10 @@ def test_a_setting_is_sent_as_the_file_has_it(graft_run: Any, config: Path) -> N
     graft = {
         "mode": "spliced",
         "transport": "resend",
+        "drafts": "off",
+        "priority": "arrival",
         "slots": "completion",
-        "chunks": {"min_tokens": 16, "max_tokens": 64},
+        "chunks": {"policy": "self_clocked", "min_tokens": 16, "max_tokens": 64},
         "early_exit": {"mode": "threshold", "tau": 0.9},
         "sampling": {"temperature": 0.5},
         "deadline_s": 30.0,
@@ -439,7 +444,8 @@ def test_a_setting_is_sent_as_the_file_has_it(graft_run: Any, config: Path) -> N
     with FakeRouter() as router:
         code, out, _ = graft_run(router)
     assert code == 0
-    assert all(ask.graft == graft | {"slot_orders": {}, "forced": {}} for ask in router.asks)
+    defaults: dict[str, Any] = {"slot_orders": {}, "forced": {}, "routing": None}
+    assert all(ask.graft == graft | defaults for ask in router.asks)
     assert last_line(out)["comparisons"] == []
     assert Path(last_line(out)["timeline"]).exists()
 
@@ -459,3 +465,39 @@ def test_runs_of_other_code_are_not_mixed_unless_that_is_wanted(
         assert resume(config, router, tmp_path / "t", "--elsewhere") == 0
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
     assert [session["environment"]["commit"] == "0" * 40 for session in summary["sessions"]] == [True, False]
+
+
+def test_it_ends_with_what_was_seen_and_where_the_files_are(
+    graft_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with FakeRouter() as router:
+        code, out, _ = graft_run(router)
+    assert code == 0
+    lines = out.splitlines()
+    assert "t: 6 runs were made, none failed." in lines
+    assert any(line.startswith("`spliced` against `blocking`, on 2 questions, too few for a claim: ") for line in lines)
+    assert " of 4 answers were right." in out
+    assert lines[-1].startswith(f"Numbers are in {tmp_path}/t/summary.json, each run's events in {tmp_path}/t/")
+    assert not any(line.startswith("{") for line in lines), "no JSON on a terminal"
+
+
+def test_json_on_a_terminal_is_asked_for(graft_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with FakeRouter() as router:
+        code, out, _ = graft_run(router, "--json")
+    assert code == 0
+    assert last_line(out)["ok"] is True
+
+
+def test_it_says_before_what_can_be_learnt(graft_run: Any, config: Path) -> None:
+    document = json.loads(config.read_text())
+    config.write_text(json.dumps({**document, "description": "Nearly all answers are wrong."}))
+    with FakeRouter() as router:
+        _, out, _ = graft_run(router)
+    assert out.splitlines()[2] == "Nearly all answers are wrong."
+
+
+def test_the_demo_says_what_its_model_is_worth() -> None:
+    told = load_experiment(experiment("demo")).description
+    assert "nearly all its answers are wrong" in told

@@ -6,13 +6,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from experiments.settings.aggregate import Pair
 from experiments.settings.timeline import draw_timeline, median_pair
-from tests.experiments.records import make_record, make_result
+from tests.experiments.records import make_record, make_result, with_drafts
 
 
 def pair(layers: tuple[int, ...] = (9, 3, 1), tree: str = "tree_9_3_1", latency_s: float = 20.0) -> Pair:
@@ -83,6 +84,15 @@ def test_each_tree_has_its_pair_and_panels_do_not_overlap(tmp_path: Path) -> Non
     width, height = (int.from_bytes(path.read_bytes()[at : at + 4]) for at in (16, 20))
     assert width > 1000
     assert height > 1000
+
+
+def test_what_was_drafted_is_told() -> None:
+    first, second = pair((3, 1), "tree_3_1").runs
+    assert second.record is not None
+    figure = draw_timeline([(first, msgspec.structs.replace(second, record=with_drafts(second.record)))])
+    assert [[text.get_text().strip() for text in axes.texts] for axes in figure.axes] == [[], ["2.0"] * 3 + ["3.0"]]
+    assert "decode (tokens a step)" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "decode" in [text.get_text() for text in draw_timeline([(first, second)]).legends[0].get_texts()]
 
 
 def test_a_setting_without_another_stands_alone() -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 import jsonschema
+import msgspec
 import pytest
 
 from graft import cli
 from graft.cli import ask, schema
 from launch import state
-from launch.state import ClusterState, ProcessId, ProcessState
+from launch.arguments import Parser
+from launch.state import Breakdown, ClusterState, Death, ProcessId, ProcessState
 from shell_router.app import build_app
 from shell_router.auth import Guard
 from shell_router.client import Answer, Told, Usage
@@ -130,15 +135,73 @@ def test_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == [
         "cluster c: ready at http://127.0.0.1:1; logs in /logs",
         f"  launcher     {pid}  alive",
-        f"  m-prefill-0  {pid}  alive  http://127.0.0.1:2",
-        f"  m-decode-0   {pid}  dead   http://127.0.0.1:3",
+        f"  m-prefill-0  {pid}  alive     http://127.0.0.1:2",
+        f"  m-decode-0   {pid}  dead      http://127.0.0.1:3",
     ]
     running(url=None)
-    cli.main(["status", "c"])
+    assert cli.main(["status", "c"]) == 0
     assert capsys.readouterr().out.startswith("cluster c: starting; ")
     running(launcher=ProcessId(os.getpid(), 1.0))
-    cli.main(["status", "c"])
+    assert cli.main(["status", "c"]) == 1
     assert capsys.readouterr().out.startswith("cluster c: its launcher died; ")
+
+
+def test_status_tells_what_died_and_what_became_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    begin, third, fourth = (time.strftime("%F %T", time.localtime(60.0 * n)) for n in (0, 3, 4))
+    me = ProcessId.of(os.getpid())
+    gone = ProcessId(me.pid, 1.0)
+    deaths = [
+        Death(at=60.0 * n, why=f"died with exit code {n}", last_lines=lines) for n, lines in ((3, "a\nb"), (4, ""))
+    ]
+    up = ClusterState(
+        name="c",
+        launcher=me,
+        run_dir="/logs",
+        url="http://127.0.0.1:1",
+        processes=(
+            ProcessState(name="p", id=me, url="http://127.0.0.1:2", log="/logs/p.log", restarts=1, death=deaths[0]),
+            ProcessState(name="d", id=me, url="", log="/logs/d.log", ready=False, restarts=2, death=deaths[1]),
+            ProcessState(name="r", id=gone, url="", log="/logs/r.log", ready=False, death=deaths[1]),
+        ),
+    )
+    history = [
+        f"  p died with exit code 3 at {third}, restarted once; the end of /logs/p.log then:",
+        "      a",
+        "      b",
+        f"  d died with exit code 4 at {fourth}, restarted 2 times; the end of /logs/d.log then:",
+        "      (nothing)",
+        f"  r died with exit code 4 at {fourth}; the end of /logs/r.log then:",
+        "      (nothing)",
+    ]
+    state.write(up)
+    assert cli.main(["status"]) == 0
+    pid = f"{me.pid:>7}"
+    assert capsys.readouterr().out.splitlines() == [
+        "cluster c: at http://127.0.0.1:1, but without d, r; logs in /logs",
+        f"  launcher  {pid}  alive",
+        f"  p         {pid}  alive     http://127.0.0.1:2",
+        f"  d         {pid}  starting",
+        f"  r         {pid}  dead",
+        *history,
+    ]
+    broken = Breakdown(at=0.0, why="r died 6 times within 30 minutes; the last time it died with exit code 4")
+    state.write(msgspec.structs.replace(up, launcher=gone, breakdown=broken))
+    assert cli.main(["status"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"cluster c: it broke down at {begin}: {broken.why}; logs in /logs"
+    assert said[-7:] == history
+    assert cli.main(["ask", "why?"]) == 2
+    said_of = f"graft: cluster c is not running: it broke down at {begin}: {broken.why}; see `graft status c`"
+    assert capsys.readouterr().err.splitlines() == [said_of]
+    assert cli.main(["down"]) == 0
+    assert state.names() == ()
+
+
+def test_the_one_that_runs_is_meant_where_another_broke_down(client: type[FakeClient]) -> None:
+    running("other")
+    running("gone", launcher=ProcessId(os.getpid(), 1.0))
+    assert cli.main(["ask", "--tree", "t", "why?"]) == 0
+    assert [url for url, *_ in client.asked] == ["http://127.0.0.1:1"]
 
 
 def test_ask_wants_a_cluster_that_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,13 +211,36 @@ def test_ask_wants_a_cluster_that_is_ready(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["ask", "why?"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "graft: cluster c is still starting",
-        "graft: cluster c is not running: its launcher died; see the logs in /logs",
+        "graft: cluster c is not running: its launcher died; see `graft status c`",
     ]
 
 
 def test_ask_of_a_router_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", "--url", "http://127.0.0.1:9", "--tree", "t", "why?"]) == 1
     assert "the connection failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_page_is_named_and_opened(
+    opens: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+
+    def browse(url: str) -> bool:
+        opened.append(url)
+        return opens
+
+    monkeypatch.setattr(webbrowser, "open", browse)
+    running()
+    assert cli.main(["ui"]) == 0
+    assert cli.main(["ui", "--url", "http://127.0.0.1:7/v1"]) == 0
+    assert opened == ["http://127.0.0.1:1/ui/", "http://127.0.0.1:7/ui/"]
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == opened
+    assert ("there is no browser here" in captured.err) is not opens
+    assert cli.main(["ui", "--print"]) == 0
+    assert len(opened) == 2
+    assert cli.main(["ui", "--cluster", "other"]) == 2
 
 
 class FakeClient:
@@ -198,12 +284,12 @@ def client(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
 def test_ask_prints_the_answer(client: type[FakeClient], capsys: pytest.CaptureFixture[str]) -> None:
     running()
     assert cli.main(["ask", "why?"]) == 0
-    assert cli.main(["ask", "--cluster", "c", "--tree", "u", "--mode", "blocking", "why?"]) == 0
+    assert cli.main(["ask", "--cluster", "c", "--tree", "u", "--mode", "blocking", "--drafts", "off", "why?"]) == 0
     assert cli.main(["ask", "--early-exit", "vote", "--deadline", "1.5", "why?"]) == 0
     url = "http://127.0.0.1:1"
     assert client.asked == [
         (url, "t", "why?", RunOptions(mode="spliced")),
-        (url, "u", "why?", RunOptions(mode="blocking")),
+        (url, "u", "why?", RunOptions(mode="blocking", drafts="off")),
         (url, "t", "why?", RunOptions(mode="spliced", early_exit=ExitOverride(mode="vote"), deadline_s=1.5)),
     ]
     captured = capsys.readouterr()
@@ -350,6 +436,7 @@ def test_a_part_must_be_named_and_be_one(command: str, tmp_path: Path, capsys: p
                 "name": "m",
                 "path": "builtin:tiny-llama",
                 "device": "cpu",
+                "dtype": "float32",
                 "regular": [{"host": "left", "port": 1}],
                 "router": {"host": "left", "port": 2},
             }
@@ -377,7 +464,44 @@ def test_a_part_is_named_by_its_cluster_where_it_is_the_only_one(capsys: pytest.
     assert cli.main(["status", "c@right"]) == 0
 
 
-@pytest.mark.parametrize("names", [(name,) for name in cli.COMMANDS] + [("bench", name) for name in cli.BENCHMARKS])
+ALL_COMMANDS = [(name,) for name in cli.COMMANDS] + [("bench", name) for name in cli.BENCHMARKS]
+
+
+def parsers(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
+    """The parser of a command and those of its own commands, which parse nothing."""
+    found: list[argparse.ArgumentParser] = []
+
+    def parse(self: argparse.ArgumentParser, arguments: object = None) -> NoReturn:
+        found.append(self)
+        raise SystemExit
+
+    run = cli.main if not names else (cli.BENCHMARKS if len(names) > 1 else cli.COMMANDS)[names[-1]].main
+    with monkeypatch.context() as patched:
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse)
+        with pytest.raises(SystemExit):
+            run([])
+    if names == ("questions",):
+        for action in found[0]._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += action.choices.values()
+    return found
+
+
+@pytest.mark.parametrize("names", [(), *ALL_COMMANDS], ids=" ".join)
+def test_every_option_of_every_command_is_described(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for parser in parsers(names, monkeypatch):
+        assert parser.description, parser.prog
+        assert isinstance(parser, Parser), parser.prog
+        for action in parser._actions:
+            if not isinstance(action, argparse._SubParsersAction):
+                assert action.help, f"{parser.prog} {action.option_strings or action.dest}"
+            else:
+                listed = {choice.dest: choice.help for choice in action._choices_actions}
+                assert listed.keys() == action.choices.keys()
+                assert all(listed.values())
+
+
+@pytest.mark.parametrize("names", ALL_COMMANDS)
 def test_every_command_has_help(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([*names, "--help"])
@@ -443,3 +567,105 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("x", "")
+
+
+@pytest.mark.parametrize("question", ["", "  ", "\n"])
+def test_a_question_that_asks_nothing_is_refused(question: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["ask", question])
+    assert capsys.readouterr().err == (
+        "graft ask: error: argument question: it is empty (`graft ask --help` tells more)\n"
+    )
+
+
+URLS = ("", "ftp://x", "http://", "127.0.0.1:9", "http://127.0.0.1:99999", "http://[::1", "http://a b", "http://h:0")
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ask", "why?"],
+        ["run", "demo"],
+        ["replay", "--run", "x"],
+        ["bench", "load", "--rate", "1"],
+        ["bench", "lm-eval", "--tree", "t"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_url_is_refused_before_anything_is_done(
+    command: list[str], url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--url", url])
+    told = capsys.readouterr().err
+    assert f"argument --url: {url!r} is no base URL such as http://127.0.0.1:8000" in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("http://h:1", "http://h:1"), ("http://h:1/", "http://h:1"), ("http://h:1/v1", "http://h:1"),
+     ("http://h:1/v1/", "http://h:1"), ("https://h/graft/v1", "https://h/graft"), ("http://[::1]:1", "http://[::1]:1")],
+)  # fmt: skip
+def test_a_url_goes_with_and_without_v1(
+    written: str, meant: str, client: type[FakeClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ask", "--url", written, "--tree", "t", "why?"]) == 0
+    assert client.asked[0][0] == meant
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "demo", "--url", "http://127.0.0.1:9", "--runs-dir", "FILE"],
+        ["bench", "load", "--rate", "1", "--url", "http://127.0.0.1:9", "--runs-dir", "FILE"],
+        ["plan", "cpu_tiny", "--scripts", "FILE"],
+        ["plan", "cpu_tiny", "--cards", "FOLDER"],
+        ["gpu", "--size", "tiny", "--device", "cpu", "--out", "FILE/x"],
+        ["check", "FOLDER"],
+        ["check", "FILE"],
+        ["run", "demo", "--resume", "FILE"],
+        ["replay", "FOLDER"],
+        ["replay", "FILE"],
+        ["report", "FILE"],
+        ["report", "FOLDER"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_for_a_folder_and_a_folder_for_a_file(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("?")
+    (tmp_path / "folder").mkdir()
+    places = {"FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "folder")}
+    given = [argument.replace("FILE", places["FILE"]).replace("FOLDER", places["FOLDER"]) for argument in command]
+    assert cli.main(given) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("graft: ")
+    assert captured.err.count("\n") == 1
+    assert str(tmp_path) in captured.err
+
+
+def test_a_full_disk_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(_: list[str]) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(cli.COMMANDS, "status", cli.Command("", full))
+    assert cli.main(["status"]) == 1
+    assert capsys.readouterr().err == "graft: the output: No space left on device\n"
+
+
+async def test_an_answer_that_nobody_reads_on_ends_quietly() -> None:
+    async with serving(build_app(CASES["exited"].service(), body_bytes=10_000)) as client:
+        line = '"$0" -m graft ask --url "$1/v1" --tree t "why?" | (exec 0<&-; exit 0); echo "${PIPESTATUS[0]}"'
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-c", line, sys.executable, client.url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        out, err = await process.communicate()
+    assert (out, err) == (b"141\n", b"")

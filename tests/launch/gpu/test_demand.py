@@ -36,6 +36,12 @@ def test_what_a_pair_asks_for() -> None:
     assert decode.kv_bytes_per_token * 2 == prefill.kv_bytes_per_token == 147_456
 
 
+def test_a_worker_that_drafts_computes_more_in_a_step() -> None:
+    for drafts, expected in ((False, [1, 1]), (True, [1, 9])):
+        found, _ = demands(workers(model(drafts=drafts)), None, recorded_size)
+        assert [one.step_tokens for one in found] == expected
+
+
 def test_pinned_gpus_are_counted() -> None:
     (one,), _ = demands(
         workers(model(prefill=(), decode=(), regular=(DecodeConfig(gpus=(3, 1)),))), None, recorded_size
@@ -89,6 +95,8 @@ def test_the_reserve_is_that_of_sglang() -> None:
     assert activation_bytes(h100, "decode", 1) == (512 + 2048 * 1.5 + 128 + 256 * 2) * MIB
     assert activation_bytes(h100, "decode", 4) == (512 + 2048 * 1.5 + 512 + 512 * 2) * MIB
     assert activation_bytes(24564 * MIB, "regular", 1) == (512 + 4096 * 1.5 + 128 + 48 * 2 + 512) * MIB
+    # A step with drafts computes several tokens of each request.
+    assert activation_bytes(h100, "decode", 1, step_tokens=9) == (512 + 256 * 9 * 1.5 + 128 + 256 * 2) * MIB
     smaller = activation_bytes(h100, "prefill", 1, ("--chunked-prefill-size", "4096"))
     assert smaller == activation_bytes(h100, "prefill", 1) - 4096 * 1.5 * MIB
     assert activation_bytes(h100, "prefill", 1, ("--chunked-prefill-size", "-1")) > smaller

@@ -149,7 +149,7 @@ def test_a_dry_run_starts_nothing(
     hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(allocation, "read_cards", lambda: recorded("2x80gb"))
-    monkeypatch.setattr(preflight, "check", lambda config, host: None)
+    monkeypatch.setattr(preflight, "check", lambda config, host: ())
     assert cli.main(["up", str(CFGS / "homo_2gpu.json"), "--dry-run"]) == 0
     assert capsys.readouterr().out.count("\n# ") == 3
     assert state.read_all() == ()

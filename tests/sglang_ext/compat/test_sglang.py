@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 EXTENSION = ROOT / "sglang_ext"
 PAGE = ROOT / "docs" / "sessions.md"
 
-SPEAKS_OF_SESSIONS_ONLY = {"__init__", "messages", "metrics"}
+SPEAKS_OF_SESSIONS_ONLY = {"__init__", "messages", "metrics", "drafting"}
 """Modules of the engine that touch no object of SGLang's but a message of ours."""
 
 

@@ -35,6 +35,7 @@ _PROGRAM = "def f(x):\n    return x + 1"
         f"```\n{_PROGRAM}\n```",
         f"First:\n```python\nprint('another')\n```\nThen:\n```py\n{_PROGRAM}  # one more\n```\nDone.",
         "~~~~ Python\ndef f( x ) :\n\n        return (x+1)\n~~~~",
+        f"```python\n{_PROGRAM}\n```\n```python\nf(1)\n```",
         "1. so:\n   ```python\n   def f(x):\n     return x + 1\n   ```",
         f"It was cut off:\n```python\n{_PROGRAM}",
         "````python\ndef f(x):\n    return x + 1\n````",
@@ -48,7 +49,6 @@ def test_the_same_program(other: str) -> None:
     "other",
     [
         "def f(x):\n    return x + 2",
-        f"```python\n{_PROGRAM}\n```\n```python\nf(1)\n```",
         "def f(x) return x + 1",
     ],
 )

@@ -19,6 +19,7 @@ from shell_router.assess.client import AssessClient, check_ballots, open_assesso
 from shell_router.assess.wire import Sort
 from shell_router.config import ConfigError, EmbeddingConfig
 from shell_router.core.early_exit import BallotKind
+from shell_router.scores import ScoreRow, ScoreTable
 from tests.waiting import is_gone
 
 # One child for the whole module: it takes seconds to load the model.
@@ -105,11 +106,32 @@ async def test_a_stream_is_worth_its_text(assessor: AssessClient) -> None:
 
 async def test_nothing_is_cut_from_what_is_too_long_for_the_model(assessor: AssessClient) -> None:
     # Without white space windows are as long as they get, 600 characters here: more than twice what the model takes.
-    head = "".join(chr(0x4E00 + each) for each in range(300))
-    tails = ["".join(chr(0x4E00 + each * step % 4000) for each in range(300)) for step in (7, 11)]
+    head = "".join("abcdefghij"[each % 10] + "-+*/"[each % 4] for each in range(150))
+    tails = ["".join(letters[each % 5] + "." for each in range(150)) for letters in ("klmno", "vwxyz")]
     assert await _compare(assessor, "same", head + tails[0], head + tails[0]) == [pytest.approx(1, abs=1e-4)]
     (different,) = await _compare(assessor, "different", head + tails[0], head + tails[1])
     assert different < 0.995
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", "ปลาวาฬเป็นสัตว์เลี้ยงลูกด้วยนมในมหาสมุทร"),
+        ("ភ្នំពេញជារាជធានីនៃប្រទេសកម្ពុជា", "ត្រីបាឡែនរស់នៅក្នុងមហាសមុទ្រ"),
+        ("နေပြည်တော်သည်မြန်မာနိုင်ငံ၏မြို့တော်ဖြစ်သည်", "ဝေလငါးသည်သမုဒ္ဒရာတွင်နေထိုင်သည်"),
+    ],
+    ids=["Thai", "Khmer", "Burmese"],
+)
+async def test_words_that_the_model_does_not_know_make_no_answers_alike(
+    assessor: AssessClient, one: str, other: str
+) -> None:
+    with pytest.raises(AssessError, match="does not know most of what these are written in"):
+        await _compare(assessor, "run-unknown", one, other)
+    # A few such words do not count, and one does not make two answers more alike.
+    texts = ("The capital of the country is on the river.", "Whales are mammals that live in the sea.")
+    plain = await _compare(assessor, "run-plain", *texts)
+    mixed = await _compare(assessor, "run-mixed", *(f"{text} {one[:12]}" for text in texts))
+    assert mixed == pytest.approx(plain, abs=0.1)
 
 
 async def test_empty_answers_are_like_nothing(assessor: AssessClient) -> None:
@@ -235,6 +257,18 @@ async def test_a_stuck_child_is_replaced(assessor: AssessClient, monkeypatch: py
         assessor.forget(run)
 
 
+async def test_a_child_that_says_what_cannot_be_is_replaced(
+    assessor: AssessClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (child,) = _children()
+    with monkeypatch.context() as patch:
+        patch.setattr(assessor, "_take", lambda _answer: [][0])
+        with pytest.raises(AssessError, match="ended"):
+            await assessor.ballots(["1"], "math")
+    await _works_again(assessor)
+    assert is_gone(child.pid)
+
+
 @pytest.mark.usefixtures("assessor")
 async def test_without_a_model_there_are_ballots_only() -> None:
     async with open_assessor(None) as assessor:
@@ -306,3 +340,20 @@ async def test_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ConfigError, match="sentence-transformers"):
         async with open_assessor(_CONFIG):
             pass
+
+
+async def test_what_was_asked_like_this_is_evidence() -> None:
+    """With the real model: questions of arithmetic are neighbours of such, and those of history are not."""
+    arithmetic = [f"What is {number} times {number + 3}?" for number in range(20)]
+    history = [f"Who was king of France in the year {1500 + 10 * number}?" for number in range(20)]
+    rows = [ScoreRow(question=each, scores={"counts": 1.0, "reads": 0.0}) for each in arithmetic]
+    rows += [ScoreRow(question=each, scores={"counts": 0.0, "reads": 1.0}) for each in history]
+    table = ScoreTable(tree="t", models={"counts": "m", "reads": "m"}, rows=tuple(rows))
+    async with open_assessor(_CONFIG, [table]) as client:
+        found = await client.evidence("t", "How much is 14 times 31?")
+        assert found["counts"].score / found["counts"].weight > 0.9
+        assert found["reads"].score / found["reads"].weight < 0.1
+        assert found["counts"].weight > 1
+        again = await client.evidence("t", "How much is 14 times 31?")
+        assert again == found
+        assert await client.evidence("another", "How much is 14 times 31?") == {}

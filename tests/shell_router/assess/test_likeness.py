@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shell_router.assess import likeness
-from shell_router.assess.likeness import EmbeddedAnswer, Rows, RunAnswers, similarity
+from shell_router.assess.likeness import EmbeddedAnswer, EmbeddedText, Rows, RunAnswers, similarity
 
 
 def _rows(seed: int, tokens: int, dimension: int = 16) -> Rows:
@@ -14,10 +14,14 @@ def _rows(seed: int, tokens: int, dimension: int = 16) -> Rows:
     return (np.random.default_rng(seed).normal(size=(tokens, dimension)) + 0.7).astype(np.float32)
 
 
+def _text(rows: Rows) -> EmbeddedText:
+    return EmbeddedText(rows, characters=len(rows), unknown=0)
+
+
 def _answer(*pieces: Rows) -> EmbeddedAnswer:
     answer = EmbeddedAnswer()
     for piece in pieces:
-        answer.extend(piece)
+        answer.extend(_text(piece))
     return answer
 
 
@@ -57,10 +61,10 @@ def test_without_tokens_there_is_no_likeness() -> None:
 def test_pairs_come_row_by_row_and_follow_changes() -> None:
     answers, rows = RunAnswers(), {agent: _rows(seed, 9) for seed, agent in enumerate("abc")}
     for agent, each in rows.items():
-        answers.extend(agent, each)
+        answers.extend(agent, _text(each))
     expected = [_naive(rows[i], rows[j]) for i, j in ("cb", "ca", "ba")]
     assert answers.similarities("cba") == pytest.approx(expected, rel=1e-5)
-    answers.extend("b", rows["a"])
+    answers.extend("b", _text(rows["a"]))
     both = np.concatenate([rows["b"], rows["a"]])
     assert answers.similarities("ab") == pytest.approx([_naive(rows["a"], both)], rel=1e-5)
     answers.forget("b")

@@ -5,6 +5,10 @@ import pytest
 
 from shell_router.assess import wire
 from shell_router.config import EmbeddingConfig
+from shell_router.core.routing import Evidence
+from shell_router.scores import ScoreRow, ScoreTable
+
+TABLE = ScoreTable(tree="t", models={"a": "m"}, rows=(ScoreRow(question="who?", scores={"a": 1.0}, weight=0.5),))
 
 _REQUESTS: list[wire.Request] = [
     wire.Setup(None),
@@ -14,6 +18,8 @@ _REQUESTS: list[wire.Request] = [
     wire.Forget("run", "agent"),
     wire.Compare(7, "run", ("a", "b")),
     wire.Sort(8, ("1", "2"), "math", 15.0),
+    wire.Setup(EmbeddingConfig(path="model"), (TABLE,)),
+    wire.Look(9, "t", "why?"),
 ]
 _ANSWERS: list[wire.Answer] = [
     wire.Ready(384),
@@ -22,6 +28,7 @@ _ANSWERS: list[wire.Answer] = [
     wire.Likeness(7, (0.5, 1.0)),
     wire.Classes(8, (0, None, 1)),
     wire.Refused(8, "too long"),
+    wire.Found(9, {"a": Evidence(score=0.5, weight=2.0)}),
 ]
 
 

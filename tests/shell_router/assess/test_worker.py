@@ -10,19 +10,26 @@ import pytest
 
 from shell_router.assess import wire
 from shell_router.assess.embedding import Embedder
-from shell_router.assess.likeness import Rows
+from shell_router.assess.likeness import EmbeddedText
 from shell_router.assess.process import Worker
 
 
 class _Letters(Embedder):
-    """Embeds a text's letters: the same letter always alike, two different ones as unlike as can be."""
+    """Embeds a text's letters: the same letter always alike, two different ones as unlike as can be.
+
+    It knows ASCII alone.
+    """
 
     def __init__(self) -> None:
         self.seen: list[list[str]] = []
 
-    def embed(self, texts: Sequence[str]) -> list[Rows]:
+    def embed(self, texts: Sequence[str]) -> list[EmbeddedText]:
         self.seen.append(list(texts))
-        return [np.eye(128, dtype=np.float32)[[ord(letter) for letter in text]] for text in texts]
+        known = [[ord(letter) for letter in text if letter.isascii()] for text in texts]
+        return [
+            EmbeddedText(np.eye(128, dtype=np.float32)[letters], len(text), len(text) - len(letters))
+            for text, letters in zip(texts, known, strict=True)
+        ]
 
 
 class _Bench:
@@ -83,3 +90,15 @@ def test_what_is_forgotten_is_not_embedded(bench: _Bench) -> None:
     assert bench.turn(*again, *asked) == [wire.Embedded(3), wire.Likeness(3, (1.0,)), wire.Likeness(4, (1.0,))]
     bench.turn(wire.Forget("run", "a"), wire.Forget("unknown", "a"), wire.Forget("unknown", None), *again[:1])
     assert bench.turn(wire.Compare(5, "run", ("a", "b"))) == [wire.Likeness(5, (0.0,))]
+
+
+def test_what_is_mostly_unknown_is_not_compared(bench: _Bench) -> None:
+    for number, (text, told) in enumerate({"xyéé": None, "xyééé": "a", "": None}.items()):
+        asked = [wire.Window(f"run-{number}", "a", text), wire.Window(f"run-{number}", "b", "xy")]
+        answer = bench.turn(*asked, wire.Compare(number, f"run-{number}", ("b", "a")))[-1]
+        if told is None:
+            assert isinstance(answer, wire.Likeness)
+            assert answer.values == pytest.approx((1.0 if text else 0.0,))
+        else:
+            assert isinstance(answer, wire.Refused)
+            assert answer.message.endswith(f"written in: {told}")

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from shell_router.app import build_app
 from shell_router.client import Answer, AsyncClient, Client, ClientError, StreamError
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.options import RunOptions
 from shell_router.transport.fake import FakeEngine
 from tests.fakes.server import LocalServer

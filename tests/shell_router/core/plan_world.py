@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from shell_router.core.append_cost import AppendCost
 from shell_router.core.early_exit import ExitPolicy
 from shell_router.core.events import (
     Append,
@@ -15,6 +17,8 @@ from shell_router.core.events import (
     Conclude,
     Emit,
     Event,
+    Expired,
+    Failed,
     Finished,
     Release,
     Settled,
@@ -39,10 +43,12 @@ def make_plan(
     slot_orders: dict[str, list[str]] | None = None,
     early_exit: ExitPolicy | None = None,
     failures: FailurePolicy | None = None,
+    append_cost: AppendCost | None = None,
 ) -> Plan:
     options = PlanOptions(
         mode=mode,
         chunks=chunks or ChunkPolicy(),
+        append_costs={} if append_cost is None else {"m": append_cost},
         slots=slots,
         slot_orders=slot_orders,
         early_exit=early_exit,
@@ -83,19 +89,21 @@ class World:
                     self.in_flight.add(agent)
                     self.held.add(agent)
                     self.appended.setdefault(agent, []).append(ids)
-                case Commit(agent, keep, ids, answered) if agent in self.prompts:
+                case Commit(agent, keep, ids, answered, references) if agent in self.prompts:
                     assert self.plan.progress[agent].attempts > 1
                     before = (*self.prompts[agent], *self.plan.answers.ids(agent)[: self.resumed.get(agent, 0)])
                     assert (*before[:keep], *ids) == (*self.prompts[agent], *self.plan.answers.ids(agent))
                     assert answered == len(self.plan.answers.ids(agent))
+                    self._check_references(agent, references)
                     self.resumed[agent] = answered
                     self.retried.append(agent)
-                case Commit(agent, keep, ids, answered):
+                case Commit(agent, keep, ids, answered, references):
                     assert answered == 0
                     self.held.add(agent)
                     before = tuple(token for chunk in self.appended.get(agent, []) for token in chunk)
                     assert keep <= len(before)
                     self.prompts[agent] = before[:keep] + ids
+                    self._check_references(agent, references)
                     limit = self.plan.progress[agent].agent.sampling.max_new_tokens
                     self.pending[agent] = fake_answer(self.prompts[agent], limit, 200)
                 case Assess():
@@ -110,6 +118,11 @@ class World:
                 case Conclude():
                     pass
         return commands
+
+    def _check_references(self, agent: str, references: Sequence[tuple[int, int]]) -> None:
+        read, bound = self.plan.answers.read_by(agent), self.plan.progress[agent].prompt.bound
+        answers = [tuple(read.ids(precursor)) for precursor in bound]
+        assert [self.prompts[agent][start:end] for start, end in references] == [ids for ids in answers if ids]
 
     def now(self) -> float:
         self.clock += 1.0
@@ -130,6 +143,14 @@ class World:
                     completion_tokens=len(self.plan.answers.ids(agent)) - self.resumed.get(agent, 0), cached_tokens=0,
                 )
             )  # fmt: skip
+
+    def fail(self, agent: str, message: str = "broke") -> None:
+        """The answer of `agent` fails; if it is to be asked for again, the time for that comes."""
+        self.tell(Failed(at=self.now(), agent=agent, during="answer", message=message))
+        at = self.plan.progress[agent].retry_at
+        if at is not None:
+            self.clock = at
+            self.tell(Expired(at=at))
 
     def answer_append(self, agent: str) -> None:
         self.in_flight.discard(agent)

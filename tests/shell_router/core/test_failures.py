@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shell_router.core.agent_progress import AgentState
-from shell_router.core.events import Conclude, Expired, Failed, Started
+from shell_router.core.events import Broke, Cancelled, Conclude, Expired, Failed, Started
 from shell_router.core.tree import FailurePolicy
 from tests.shell_router.core.plan_world import World, make_plan
 from tests.shell_router.trees import tree_4_2_1
@@ -132,3 +132,49 @@ def test_what_an_engine_does_not_take_is_not_asked_again() -> None:
     world.tell(Failed(at=1.0, agent="p1", during="answer", message="answered 400", refused=True))
     assert world.retried == []
     assert world.plan.outcome == Conclude("failed", "agent 'p1': answered 400")
+
+
+def test_a_repetition_waits_longer_each_time_and_not_all_wait_alike() -> None:
+    world = started(FailurePolicy(attempts=12))
+    waits: dict[str, list[float]] = {"p1": [], "p2": []}
+    for _ in range(11):
+        for agent in waits:
+            world.tell(Failed(at=world.now(), agent=agent, during="answer", message="broke"))
+            retry_at = world.plan.progress[agent].retry_at
+            assert retry_at is not None
+            assert world.plan.deadline == retry_at, "the plan asks to be told the time"
+            waits[agent].append(retry_at - world.clock)
+            asked = list(world.retried)
+            world.tell(Expired(at=world.clock))
+            assert world.retried == asked, "too early"
+            world.tell(Expired(at=retry_at))
+            assert world.retried == [*asked, agent]
+    for each in waits.values():
+        for wait, longest in zip(each, (0.2, 0.4, 0.8, 1.6, 3.2, *[5.0] * 6), strict=True):
+            assert longest / 2 <= wait <= longest
+    assert waits["p1"] != waits["p2"]
+
+
+def test_the_deadline_comes_before_a_repetition() -> None:
+    world = started(FailurePolicy(deadline_s=1.1))
+    world.tell(Failed(at=1.05, agent="p1", during="answer", message="broke"))
+    assert world.plan.deadline == 1.1
+    world.tell(Expired(at=1.1))
+    assert world.retried == []
+    assert world.plan.outcome == Conclude("failed", "the run's deadline of 1.1 s has passed", expired=True)
+
+
+def test_who_is_cancelled_is_not_asked_again() -> None:
+    world = started(FailurePolicy())
+    fail(world, "p1")
+    world.tell(Cancelled(at=world.now(), reason="enough"))
+    assert world.held == set()
+    assert world.plan.progress["p1"].retry_at is None
+    assert world.plan.step(Expired(at=99.0)) == []
+
+
+def test_a_router_that_failed_ends_the_run_as_failed() -> None:
+    world = started(FailurePolicy(root_fallback=True))
+    world.tell(Broke(at=1.0, message="the router failed"))
+    assert world.plan.outcome == Conclude("failed", "the router failed")
+    assert world.held == set()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shell_router.core.agent_progress import AgentState
+from shell_router.core.append_cost import AppendCost
 from shell_router.core.events import (
     Appended,
     Cancelled,
@@ -75,7 +76,7 @@ def test_after_any_cancellation_point_everything_held_is_released(data: st.DataO
         else:
             agent = data.draw(st.sampled_from(sorted(world.held & world.prompts.keys())))
             while not world.plan.progress[agent].state.ended:
-                world.tell(Failed(at=world.now(), agent=agent, during="answer", message="broke"))
+                world.fail(agent)
             if world.plan.progress[agent].state is AgentState.FAILED:
                 assert world.plan.outcome == Conclude("failed", f"agent {agent!r}: broke")
             else:
@@ -130,10 +131,10 @@ def test_an_answer_that_fails_before_its_first_token_is_asked_for_again() -> Non
     world = World(make_plan(tree_4_2_1(), "blocking"))
     world.tell(Started(at=0.0))
     for attempt in range(1, 3):
-        world.tell(Failed(at=world.now(), agent="p1", during="answer", message=f"broke {attempt}"))
+        world.fail("p1", f"broke {attempt}")
     assert world.retried == ["p1", "p1"]
     assert world.plan.outcome is None
-    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke again"))
+    world.fail("p1", "broke again")
     assert world.plan.outcome == Conclude("failed", "agent 'p1': broke again")
     assert world.held == set()
 
@@ -143,9 +144,9 @@ def test_an_answer_that_breaks_off_goes_on_from_there() -> None:
     world.tell(Started(at=0.0))
     expected = list(world.pending["p1"])
     world.decode("p1", 3)
-    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke"))
+    world.fail("p1")
     world.decode("p1", 2)
-    world.tell(Failed(at=world.now(), agent="p1", during="answer", message="broke"))
+    world.fail("p1")
     assert world.retried == ["p1", "p1"]
     assert world.resumed["p1"] == 5
     world.decode("p1", 1000)
@@ -206,3 +207,58 @@ def test_hidden_and_exposed_prefill() -> None:
     world.clock = ready + 6.0
     world.decode("a1", 1)
     assert progress.exposed_prefill == 7.0
+
+
+COST = AppendCost(pass_s=2.0, token_s=0.1)
+
+
+def _paying_world(cost: AppendCost | None) -> World:
+    world = World(make_plan(tree_4_2_1(), "spliced", ChunkPolicy(policy="paying"), append_cost=cost))
+    world.tell(Started(at=0.0))
+    for agent in ("p1", "p2"):
+        world.pending[agent] = list(range(60))
+        world.decode(agent, 1)
+    world.settle()
+    return world
+
+
+def test_appends_are_sent_when_they_pay() -> None:
+    world = _paying_world(COST)
+    assert world.appended == {}, "the head alone costs less than an append"
+    assert world.plan.progress["a1"].withheld == "fixed_cost"
+    for _ in range(20):
+        for agent in ("p1", "p2"):
+            world.decode(agent, 1)
+        world.settle()
+    assert [len(ids) for ids in world.appended["a1"]] == [20], "one in flight"
+    world.answer_append("a1")
+    world.settle()
+    assert len(world.appended["a1"]) == 1, "what is left is worth less"
+    world.decode("p1", 100)
+    world.settle()
+    assert [len(ids) for ids in world.appended["a1"]] == [20, 84], "with all of both answers it is not"
+    assert world.plan.progress["a1"].withheld is None
+
+
+def test_any_append_pays_while_its_cost_is_not_known() -> None:
+    world = _paying_world(None)
+    assert len(world.appended["a1"]) == 1
+    world.in_flight.discard("a1")
+    world.tell(Appended(at=world.now(), agent="a1", cost=COST))
+    world.decode("p1", 8)
+    world.settle()
+    assert len(world.appended["a1"]) == 1, "from the first answer on it is known"
+    world.decode("p1", 16)
+    world.settle()
+    assert len(world.appended["a1"]) == 2
+
+
+def test_no_session_is_opened_for_less_than_the_noise_of_a_step() -> None:
+    world = _paying_world(COST)
+    for count in range(30):
+        world.clock += 9.0 * (count % 2)
+        for agent in ("p1", "p2"):
+            world.decode(agent, 1)
+        world.settle()
+    assert world.appended == {}
+    assert world.plan.progress["a1"].withheld == "step_noise"

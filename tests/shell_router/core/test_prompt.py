@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shell_router.core.messages import Message
 from shell_router.core.prompt import (
     AnswerSlot,
-    Message,
     Prompt,
     Rest,
     Segment,
@@ -60,8 +60,8 @@ def test_a_list_ends_with_the_frame_of_its_last_answer() -> None:
 class TrimmingTokenizer(ByteTokenizer):
     """With a template that trims what it is given, as Llama's does."""
 
-    def render(self, messages: Sequence[Message]) -> str:
-        return super().render([Message(message.role, message.content.strip()) for message in messages])
+    def render(self, messages: Sequence[Message], arguments: Mapping[str, object]) -> str:
+        return super().render([Message(message.role, message.content.strip()) for message in messages], arguments)
 
 
 def test_a_proposer_is_one_static_run() -> None:

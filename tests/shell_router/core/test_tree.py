@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from shell_router.config import ConfigError, load_tree
-from shell_router.core.tree import Question, Slot, Text
+from shell_router.core.tree import Question, Slot, Text, TreeConfig, TreeError, build_tree
 from tests.shell_router.trees import tree_4_2_1
 
 TREES = Path(__file__).parents[3] / "cfgs" / "trees"
@@ -75,7 +75,7 @@ WRONG = {
         ),
         "$.agents: a -> c -> b -> a is a cycle",
     ),
-    "self": (_config({"id": "b", "template": "reads_b"}), "b -> b is a cycle"),
+    "self": (_config({"id": "b", "template": "reads_b"}), "$.agents[0]: agent 'b' has a slot for its own answer"),
     "slot without an agent": (
         _config(_LEAF, {"id": "x", "template": "reads_ghost"}),
         "$.agents[1]: agent 'x' has a slot for 'ghost', which is no agent of this tree",
@@ -86,7 +86,11 @@ WRONG = {
     ),
     "agent without a model": (_config(_LEAF, model=None), "$.agents[0].model: agent 'a' has no model"),
     "two roots": (_config(_LEAF, {"id": "b", "template": "leaf"}), "'a', 'b' are roots"),
-    "unknown key": (_config(_LEAF | {"tempreature": 1}), "unknown field `tempreature` - at `$.agents[0]`"),
+    "unknown key": (_config(_LEAF | {"tempreature": 1}), "unknown field `tempreature`; there are id, template, "),
+    "almost a key": (
+        _config(_LEAF | {"modell": "m"}),
+        "unknown field `modell`; did you mean `model`? - at `$.agents[0]`",
+    ),
     "unknown key at the top": (_config(_LEAF, layers=[]), "unknown field `layers`"),
     "unknown template": (_config({"id": "a", "template": "x"}), "$.agents[0].template: there is no template 'x'"),
     "inputs missing": (
@@ -106,6 +110,58 @@ WRONG = {
         "`$.agents[0].sampling.max_new_tokens`",
     ),
 }
+
+
+def _templates(**fields: str) -> dict[str, Any]:
+    return _config(_LEAF, templates={"leaf": {"user": "<|question|>"}, "t": {"user": "<|question|>"} | fields})
+
+
+_MARKS = {
+    "user": {
+        "<|answr:p1|>": "did you mean <|answer:p1|>?",
+        "<|anser:p1|>": "did you mean <|answer:p1|>?",
+        "<|question:p1|>": "did you mean <|answer:p1|>?",
+        "<|answer: p1 |>": "did you mean <|answer:p1|>?",
+        "<|anwers|>": "did you mean <|answers|>?",
+        "<| question |>": "did you mean <|question|>?",
+        "<|Question|>": "did you mean <|question|>?",
+        "<|quesiton|>": "did you mean <|question|>?",
+        "<|answer|>": "<|answer|> is for `answer`; a slot is <|answer:ID|>, and <|answers|> lists all inputs",
+        "<|n|>": "<|n|> is for `answer`",
+    },
+    "system": {
+        "<|answer:p1|>": "<|answer:p1|> would reach the model as it is: marks are for `user`",
+        "<|question|>": "marks are for `user`",
+        "<|answr:p1|>": "marks are for `user`",
+        "<|n|>": "marks are for `user`",
+    },
+    "answer": {
+        "<|answer|><|question|>": "<|question|> has no meaning here: it takes <|answer|> and <|n|>",
+        "<|answer|><|answer:p1|>": "<|answer:p1|> has no meaning here",
+        "<|answer|><|answer|>": "<|answer|> is there twice",
+    },
+}  # fmt: skip
+WRONG |= {
+    f"{field}: {mark}": (_templates(**{field: mark}), f"$.templates.t.{field}: ")
+    for field, marks in _MARKS.items()
+    for mark in marks
+}
+
+
+@pytest.mark.parametrize(("field", "mark"), [(field, mark) for field, marks in _MARKS.items() for mark in marks])
+def test_a_mark_that_is_none_says_what_was_meant(field: str, mark: str) -> None:
+    told = _MARKS[field][mark]
+    with pytest.raises(TreeError) as caught:
+        build_tree(msgspec.convert(_templates(**{field: mark}), TreeConfig))
+    assert str(caught.value).startswith(f"$.templates.t.{field}: <|")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|system|>", "<|start|>"]
+)
+def test_a_models_own_token_is_no_misspelt_mark(token: str) -> None:
+    build_tree(msgspec.convert(_templates(user=token, system=token, answer="<|answer|>" + token), TreeConfig))
 
 
 @pytest.mark.parametrize("case", WRONG)

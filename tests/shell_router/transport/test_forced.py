@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from shell_router.core.prompt import Message
+from shell_router.core.messages import Message
 from shell_router.errors import RequestError
 from shell_router.options import ForcedAnswer, RunOptions
 from shell_router.prepare import RunRequest

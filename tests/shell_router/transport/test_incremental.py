@@ -10,7 +10,7 @@ from itertools import product
 import aiohttp
 import pytest
 
-from sglang_ext.protocol import ProblemCode
+from sglang_ext.protocol import Pass, ProblemCode
 from shell_router.config import LimitsConfig, ModelConfig
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
@@ -116,6 +116,63 @@ async def test_a_prompt_in_pieces_is_answered_like_a_whole_one() -> None:
         await r.check_nothing_is_left()
 
 
+@pytest.mark.parametrize("most", [2, 3, 64])
+async def test_decode_computes_what_is_left_if_it_is_little(most: int) -> None:
+    """Three tokens behind five pages."""
+    async with rig() as r:
+        r.pair.decode.max_rest_tokens = most
+        session = r.session()
+        deltas = await write_prompt(session)
+        await session.close()
+        assert answer_of(deltas) == ANSWER
+        assert (session.served_by, session.fallback) == ("incremental", None)
+        assert r.pair.prefill.calls == ["open", "append", "finish" if most >= 3 else "commit"]
+        await r.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("fault", ["status", "cut", "cut_after"])
+async def test_a_prefill_worker_that_does_not_finish(fault: Fault) -> None:
+    async with rig() as r:
+        r.pair.decode.max_rest_tokens = 64
+        r.pair.prefill.faults["finish"] = fault
+        session = r.session()
+        deltas = await write_prompt(session)
+        await session.close()
+        assert answer_of(deltas) == ANSWER
+        assert session.fallback == "broken"
+        await r.check_nothing_is_left()
+
+
+async def test_a_prefill_worker_that_lacks_something_computes_the_rest() -> None:
+    """It refuses to finish, and is sent the commit."""
+    async with rig() as r:
+        r.pair.decode.max_rest_tokens = 64
+        r.pair.prefill.refusals["finish"] = "closed"
+        session = r.session()
+        deltas = await write_prompt(session)
+        await session.close()
+        assert answer_of(deltas) == ANSWER
+        assert (session.served_by, session.fallback) == ("incremental", None)
+        assert r.pair.prefill.calls == ["open", "append", "finish", "commit"]
+        await r.check_nothing_is_left()
+
+
+async def test_an_answer_that_came_to_nothing_is_asked_for_anew_by_a_plain_request() -> None:
+    async with rig() as r:
+        session = r.session()
+        first = await write_prompt(session)
+        async with aclosing(session.commit((), keep=len(PROMPT))) as deltas:
+            second = [delta async for delta in deltas]
+        await session.close()
+        assert answer_of(second) == answer_of(first) == ANSWER
+        assert r.fallbacks() == {}, "nothing was wrong with the session"
+        assert r.pair.prefill.calls == ["open", "append", "commit"]
+        (request,) = r.engine.requests
+        assert tuple(request.input_ids) == PROMPT
+        assert request.near == (r.pair.config.prefill, r.pair.config.decode)
+        await r.check_nothing_is_left()
+
+
 async def test_a_commit_without_an_append_is_one_plain_request() -> None:
     async with rig() as r:
         session = r.session()
@@ -141,24 +198,17 @@ async def test_tokens_stream_while_the_decode_worker_is_held() -> None:
         await r.check_nothing_is_left()
 
 
-async def test_one_pair_serves_a_session_and_the_emptiest_takes_the_next() -> None:
+async def test_one_pair_serves_a_session_and_those_of_other_prompts_are_spread() -> None:
     async with rig(3) as r:
-        sessions = [r.session(f"run-1-{number}-a") for number in range(6)]
+        sessions = [r.session(f"run-{number}-0-a") for number in range(12)]
         for session in sessions:
             await session.append(HEAD)
-        assert [pair.sessions for pair in r.pairs] == [4, 4, 4]
-        # The second pair becomes free.
-        for session in sessions[1::3]:
+        assert all(pair.sessions % 2 == 0 for pair in r.pairs), "both workers of a pair have it"
+        assert min(pair.sessions for pair in r.pairs) >= 2
+        for session in sessions:
             await session.append(MIDDLE)
             assert answer_of(await collect(session, TAIL)) == ANSWER
-        assert r.pairs[1].sessions == 0
-        late = [r.session(f"run-2-{number}-a") for number in range(2)]
-        for session in late:
-            await session.append(HEAD)
-        assert [pair.sessions for pair in r.pairs] == [4, 4, 4]
-        for session in (*sessions, *late):
-            await session.close()
-        assert all(pair.prefill.asked == pair.decode.asked == 1 for pair in r.pairs)
+        assert all(pair.prefill.asked < 12 for pair in r.pairs), "not for each session"
         await r.check_nothing_is_left()
 
 
@@ -466,3 +516,72 @@ async def test_closing_during_the_fallback_stops_it_and_the_session() -> None:
 
 async def _told_to_end(r: Rig, role: Role) -> None:
     await until(lambda: bool({"close", "abort"} & set(r.pair.worker(role).calls)))
+
+
+def passes(*sizes: tuple[int, float], at: float = 1.0) -> tuple[Pass, ...]:
+    """Passes over so many tokens that took so many seconds."""
+    return tuple(
+        Pass(ended_at=at + number, tokens=tokens, attended=0, seconds=seconds)
+        for number, (tokens, seconds) in enumerate(sizes)
+    )
+
+
+async def test_what_an_append_costs_is_learnt_for_each_prefill_worker_and_all_sessions() -> None:
+    async with rig() as r:
+        assert r.sessions.append_cost("m") is None
+        r.pair.prefill.passes = passes((16, 0.028), (64, 0.052), (256, 0.148), (32, 0.036))
+        first = r.session()
+        assert first.append_cost is None
+        await first.append(HEAD)
+        cost = first.append_cost
+        assert cost is not None
+        assert cost.pass_s == pytest.approx(0.02, rel=0.1)
+        assert cost.token_s == pytest.approx(0.0005, rel=0.1)
+        assert cost.call_s == 0.0, "it took less than the worker says that it computed"
+        assert r.sessions.append_cost("m") == cost
+        assert r.sessions.counts.append_costs() == {r.pair.prefill.url: cost}
+        await first.close()
+        second = r.session("run-2-0-a1")
+        await second.append(HEAD)
+        assert sum(map(len, second._remote.pair.prefill_worker.costs._seen.values())) == 4, "none counts twice"
+        await second.close()
+
+
+async def test_a_worker_that_has_been_silent_is_asked_as_a_run_begins() -> None:
+    async with rig() as r:
+        session = r.session()
+        await session.append(HEAD)
+        await session.close()
+        assert r.sessions.append_cost("m") is None
+        r.pair.prefill.passes = passes((16, 0.028), (64, 0.052))
+        for worker in r.sessions._pairs["m"]._known.values():
+            worker.ask_at = float("-inf")
+        await until(lambda: r.sessions.append_cost("m") is not None)
+
+
+async def test_no_session_is_opened_where_ordinary_requests_keep_all_prefill_workers_busy() -> None:
+    async with rig(2) as r:
+        for pair in r.pairs:
+            pair.prefill.load = 0.95
+        session = r.session()
+        with pytest.raises(EngineError, match="saturated"):
+            await session.append(HEAD)
+        assert session.fallback == "saturated"
+        deltas = await collect(session, MIDDLE + TAIL)
+        await session.close()
+        assert answer_of(deltas) == ANSWER
+        assert session.served_by == "plain"
+        assert r.fallbacks() == {"saturated": 1}
+        assert [pair.prefill.calls for pair in r.pairs] == [[], []]
+        await r.check_nothing_is_left()
+
+
+async def test_a_session_goes_where_there_is_time_for_it() -> None:
+    async with rig(2) as r:
+        r.pairs[0].prefill.load = 0.95
+        for number in range(4):
+            session = r.session(f"run-{number}-0-a1")
+            await session.append(HEAD)
+            await session.close()
+        assert r.pairs[0].prefill.calls == []
+        assert r.pairs[1].prefill.calls.count("open") == 4

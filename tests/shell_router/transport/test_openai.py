@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from aiohttp import web
 from shell_router.config import ConfigError, LimitsConfig, ModelConfig
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError, EngineSilent, EngineUnreachable
+from shell_router.form import AnswerForm
 from shell_router.transport.base import Delta, Finish, GenerateRequest
 from shell_router.transport.capabilities import Capabilities, describe, probe
 from shell_router.transport.openai import OpenAIEngine
@@ -56,7 +58,7 @@ async def test_what_is_sent() -> None:
 
 
 async def test_what_a_server_does_not_have_is_not_asked_for() -> None:
-    sampling = Sampling(max_new_tokens=2, top_k=5, repetition_penalty=1.5, presence_penalty=0.5)
+    sampling = Sampling(max_new_tokens=2, top_k=5, repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=-0.5)
     async with (
         FakeOpenAI(complete) as server,
         engine_for(server.url, token_ids=False, logprobs=False) as engine,
@@ -66,7 +68,26 @@ async def test_what_a_server_does_not_have_is_not_asked_for() -> None:
         (body,) = server.requests
     assert body["model"] == "m"
     assert (body["top_k"], body["repetition_penalty"], body["presence_penalty"]) == (5, 1.5, 0.5)
-    assert not {"min_p", "seed", "stop", "return_token_ids", "logprobs"} & body.keys()
+    assert body["frequency_penalty"] == -0.5
+    assert "logit_bias" not in body
+    assert not {"min_p", "seed", "stop", "return_token_ids", "logprobs", "skip_special_tokens"} & body.keys()
+
+
+async def test_a_bias_is_passed() -> None:
+    biased = dataclasses.replace(REQUEST, form=AnswerForm(logit_bias={"7": -1}))
+    async with FakeOpenAI(complete) as server, engine_for(server.url) as engine:
+        async for _ in engine.generate(biased):
+            pass
+        (body,) = server.requests
+    assert body["logit_bias"] == {"7": -1}
+
+
+async def test_control_tokens_are_shown_when_asked_for() -> None:
+    async with FakeOpenAI(complete) as server, engine_for(server.url) as engine:
+        async for _ in engine.generate(dataclasses.replace(REQUEST, show_control=True)):
+            pass
+        (body,) = server.requests
+    assert body["skip_special_tokens"] is False
 
 
 async def test_the_counts_come_with_the_end() -> None:
@@ -247,7 +268,7 @@ async def test_a_server_that_has_all() -> None:
     async with FakeOpenAI(complete) as server:
         assert await probed(server) == ALL
         assert len(server.requests) == 1
-        assert server.requests[0]["max_tokens"] == 1
+        assert server.requests[0]["max_tokens"] == 8
 
 
 @pytest.mark.parametrize(
@@ -277,6 +298,12 @@ async def test_a_server_that_ignores_what_it_does_not_know() -> None:
         )
 
 
+async def _repeats(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+    for n in range(1, 4):
+        await send(response, chunk("ok world!"[: 3 * n], finish="stop" if n == 3 else None))
+    await end(response, prompt_tokens=3, completion_tokens=3)
+
+
 async def _tokenizes(response: web.StreamResponse, body: dict[str, Any]) -> None:
     await complete(response, {**body, "prompt": [1, *body["prompt"]]})
 
@@ -289,6 +316,7 @@ async def _tokenizes(response: web.StreamResponse, body: dict[str, Any]) -> None
         (complete, {"served": ["a", "b"]}, {}, "does not know 'm'; it serves a, b"),
         (complete, {"refused": ["prompt"]}, {}, "unknown field prompt"),
         (_tokenizes, {}, {}, "makes 4 tokens of a prompt of 3 token ids"),
+        (_repeats, {}, {}, "repeats the answer so far in every event"),
         (_breaks_off, {}, {}, "ended its stream"),
         (_error_event, {}, {}, "out of memory"),
     ],
@@ -308,3 +336,13 @@ async def test_a_wrong_url_is_refused_at_start(unused_tcp_port: int) -> None:
             await probed(server, server.url.removesuffix("/v1"))
         with pytest.raises(ConfigError, match="cannot be reached"):
             await probed(server, f"http://127.0.0.1:{unused_tcp_port}/v1")
+
+
+async def test_tokens_that_come_twice_are_an_error() -> None:
+    async def script(response: web.StreamResponse, _body: dict[str, Any]) -> None:
+        await send(response, chunk("ok", [10]))
+        await send(response, chunk("ok world", [10, 11], "length"))
+        await end(response, prompt_tokens=3, completion_tokens=2)
+
+    with pytest.raises(EngineError, match="counts 2 tokens of an answer that has 3"):
+        await answer(script)

@@ -19,6 +19,7 @@ from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from shell_router.transport.http import HttpEngine
 from shell_router.transport.incremental import IncrementalSession, IncrementalSessions
+from shell_router.transport.pairs import pairs_of
 from shell_router.transport.roster import Members, Roster, look, open_rosters
 from tests.fakes.pair import FakePair
 from tests.fakes.sglang_router import FakeSglangRouter, listed
@@ -55,8 +56,9 @@ async def rig() -> AsyncIterator[Rig]:
         models = {"m": model_at(router.url, discover_every_s=0.01)}
         limits, plain = LimitsConfig(), FakeEngine()
         async with open_rosters(models, client) as rosters:
-            engine = HttpEngine(models, limits, client, rosters)
-            sessions = IncrementalSessions(models, limits, client, plain, rosters)
+            pairs = pairs_of(models, limits, client, rosters)
+            engine = HttpEngine(models, limits, client, pairs)
+            sessions = IncrementalSessions(models, limits, client, plain, pairs)
             yield Rig(router, rosters["m"], engine, sessions, plain)
 
 

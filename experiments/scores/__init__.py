@@ -1,0 +1,1 @@
+"""Tables of what members of a pool have answered, made of recorded runs: `graft score`."""

@@ -1,0 +1,106 @@
+"""`graft score --tree TREE FOLDER... [--url URL] --out FILE`: a table of what the members of a pool have answered.
+
+Each FOLDER is one of `graft run`; what members answered there is judged by the benchmark's scorer. `--url` adds what
+clients have said of the runs of a router (`POST /v1/runs/{id}/feedback`). The table goes to FILE, a summary to stdout,
+whose last line is one JSON document.
+
+Exit codes: 0 written, 1 the router does not answer, 2 wrong command line, or nothing to be learnt, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from experiments.kernel.folder import write_document
+from experiments.kernel.tables import align
+from experiments.scores.observed import Observation, at_router, in_folder, models_of
+from launch import arguments as kinds
+from shell_router.client.key import KEY_VARIABLE, client_key
+from shell_router.config import ConfigError
+from shell_router.scores import MOST_ROWS, ScoreRow, ScoreTable
+
+
+class MemberSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A member in a table."""
+
+    agent: str
+    model: str
+    answers: int
+    mean: float
+    """Of their scores, each by its weight."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written."""
+
+    table: str
+    tree: str
+    rows: int
+    members: tuple[MemberSummary, ...]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make a table as the command line says. Raises `ConfigError`, `ClientError`."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.folders and arguments.url is None:
+        parser.error("name folders of `graft run`, or a router with --url")
+    table = make_table(arguments.tree, _observe(arguments))
+    write_document(arguments.out, table)
+    report = Report(table=str(arguments.out), tree=table.tree, rows=len(table.rows), members=_summaries(table))
+    rows = [["agent", "model", "answers", "mean score"]]
+    rows += [[each.agent, each.model, str(each.answers), f"{each.mean:.3f}"] for each in report.members]
+    print(align(rows))
+    print("\n" + msgspec.json.encode(report).decode(), flush=True)
+    return 0
+
+
+def make_table(tree: str, observations: Sequence[Observation]) -> ScoreTable:
+    """Raises `ConfigError` when there is nothing to be learnt, or too much for one table."""
+    if not observations:
+        raise ConfigError(f"no run tells what a member of a pool of tree {tree!r} has answered")
+    if len(observations) > MOST_ROWS:
+        raise ConfigError(f"{len(observations):,} runs; a table has {MOST_ROWS:,} rows at most")
+    rows = tuple(
+        ScoreRow(question=each.question, scores=each.scores, weight=each.weight)
+        for each in observations
+        # Nothing is like an empty question.
+        if each.question
+    )
+    if not rows:
+        raise ConfigError(f"all questions of tree {tree!r} are empty")
+    return ScoreTable(tree=tree, models=models_of(observations), rows=rows)
+
+
+def _observe(arguments: argparse.Namespace) -> list[Observation]:
+    found = [one for folder in arguments.folders for one in in_folder(folder, arguments.tree)]
+    if arguments.url is not None:
+        found += asyncio.run(at_router(arguments.url, arguments.tree, client_key()))
+    return found
+
+
+def _summaries(table: ScoreTable) -> tuple[MemberSummary, ...]:
+    summaries: list[MemberSummary] = []
+    for agent, model in table.models.items():
+        known = [(row.scores[agent], row.weight) for row in table.rows if agent in row.scores]
+        mean = sum(score * weight for score, weight in known) / sum(weight for _, weight in known)
+        summaries.append(MemberSummary(agent=agent, model=model, answers=len(known), mean=mean))
+    return tuple(summaries)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = kinds.Parser(
+        prog="graft score",
+        description="Make a table of what the members of a tree's pool have answered, for its scorer.",
+        epilog=f"A shell router that wants an API key is sent that of the environment variable {KEY_VARIABLE}.",
+    )
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="folder of `graft run`")
+    parser.add_argument("--tree", required=True, help="name of a tree with a pool")
+    parser.add_argument("--url", type=kinds.url, help="and what was said of the runs of this shell router")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the table goes")
+    return parser
