@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,6 +194,17 @@ class Session:
         prefill, _ = await self.pair.both(protocol.APPEND_PATH, request)
         self.told = msgspec.json.decode(prefill, type=protocol.SessionReply)
         return self.told
+
+    async def until_pushed(self) -> int:
+        """Wait for the two workers to have met, before which what is computed stays with the prefill worker. Returns how
+        many tokens the decode worker has."""
+        deadline = time.monotonic() + 60
+        while True:
+            (told,) = (one for one in (await self.pair.sessions(self.pair.prefill)).open if one.session_id == self.id)
+            if told.pushed_tokens == told.held_tokens:
+                return told.pushed_tokens
+            assert time.monotonic() < deadline, told
+            await asyncio.sleep(0.05)
 
     def rest(self, more: int) -> int | None:
         """How much of the prompt decode would have to compute behind `more` tokens; None where it cannot."""
