@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import platform
 
 import msgspec
 
-from sglang_ext import compat, dummy_weights, protocol, routes
+from sglang_ext import compat, dummy_weights, places, protocol, routes
 from sglang_ext.door import Door
 from sglang_ext.engine import drafting
 from sglang_ext.engine.channel import Channel
@@ -77,8 +78,15 @@ async def status(manager: compat.TokenizerManager, channel: Channel) -> protocol
         drafts=drafts,
         hooks=compat.hook_statuses(hooks()),
         requests=len(manager.rid_to_state),
+        places=_places(facts),
         worker=routes.WORKER,
     )
+
+
+def _places(facts: compat.ServerFacts) -> tuple[str, ...]:
+    if facts.device == "cpu":
+        return places.cores(platform.node(), os.sched_getaffinity(0))
+    return places.cards(os.environ, platform.node(), facts.gpus)
 
 
 def _add_routes(result: None, manager: compat.TokenizerManager) -> None:

@@ -323,6 +323,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """None on a worker that drafts nothing."""
     requests: int = 0
     """Generate requests that it has in hand, whoever sent them; of several HTTP processes those of the one asked."""
+    places: tuple[str, ...] = ()
+    """Cards, or cores of a CPU, on which its forward passes run, by names that are the same to all workers of a
+    machine: two that have one in common take each other's time."""
     worker: str = ""
     """What it calls itself: its answers of `/generate` carry it in the header `WORKER_HEADER`."""
 

@@ -248,6 +248,15 @@ class _Sessions(Collector):
             ):
                 costs.add_metric([worker, of], seconds)
         yield costs
+        prices = GaugeMetricFamily(
+            "graft_append_price",
+            "How much of the time of an append's pass others go without: 0 on a worker that has nothing else to do, 1 "
+            "where decode has the same card.",
+            labels=["worker"],
+        )
+        for worker, cost in counts.append_costs().items():
+            prices.add_metric([worker], cost.price)
+        yield prices
 
 
 def _seconds_per_token(agent: AgentRecord) -> float | None:

@@ -29,6 +29,7 @@ class Disagg(Protocol):
 @describes(_ARGS)
 class Device(Protocol):
     device: str
+    base_gpu_id: int
 
 
 @describes(_ARGS)
@@ -45,6 +46,9 @@ class Memory(Protocol):
 @describes(_ARGS)
 class ServerArgs(Protocol):
     page_size: int
+    tp_size: int
+    pp_size: int
+    gpu_id_step: int
 
 
 @describes(_ARGS)
@@ -130,16 +134,20 @@ class ServerFacts:
     device: str
     page_size: int
     bootstrap_port: int | None
+    gpus: range
+    """Numbers of the cards that its ranks have, among those that it sees; on another device they say nothing."""
 
 
 def server_facts() -> ServerFacts:
     """Facts from SGLang's published configuration; call it only after the server has been set up."""
-    mode = get_disagg().disaggregation_mode
+    mode, arguments = get_disagg().disaggregation_mode, get_server_args()
+    first, ranks = get_device().base_gpu_id, arguments.tp_size * arguments.pp_size
     return ServerFacts(
         role="prefill" if mode == "prefill" else "decode" if mode == "decode" else "unified",
         device=get_device().device,
-        page_size=get_server_args().page_size,
+        page_size=arguments.page_size,
         bootstrap_port=get_disagg().disaggregation_bootstrap_port if mode == "prefill" else None,
+        gpus=range(first, first + ranks * arguments.gpu_id_step, arguments.gpu_id_step),
     )
 
 

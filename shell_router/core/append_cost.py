@@ -48,15 +48,24 @@ class AppendCost(msgspec.Struct, frozen=True, kw_only=True):
     """... and each token that it looks back on."""
     call_s: float = 0.0
     """What the call takes beyond its pass."""
+    price: float = 1.0
+    """How much of the pass others go without, 0 to 1: the share of the worker's time that ordinary requests take; all
+    of it where decode has the same card or cores."""
 
     @property
     def fixed_s(self) -> float:
+        """What one takes at least, from its sending to its answer."""
         return self.pass_s + self.call_s
 
     @property
+    def paid_s(self) -> float:
+        """What is fixed of it, and somebody's loss."""
+        return self.price * self.pass_s + self.call_s
+
+    @property
     def paying_tokens(self) -> float:
-        """How many tokens at a prompt's beginning cost as much as all that is fixed; infinite where none do."""
-        return self.fixed_s / self.token_s if self.token_s > 0 else math.inf
+        """How many tokens at a prompt's beginning cost as much as that; infinite where none do."""
+        return self.paid_s / self.token_s if self.token_s > 0 else math.inf
 
     def tokens_s(self, tokens: int, before: int) -> float:
         """What `tokens` cost by themselves which come after `before` others."""

@@ -4,6 +4,10 @@ Tokens that are known and not appended are computed at the commit, for which a u
 from there, and costs a forward pass and a call of its own, however little it carries. So it is sent when both are
 equal: then the appends of a prompt cost no more, all in all, than the tokens that they carry, and no more than the cost
 of one is left for the commit, whenever that comes.
+
+A pass costs as much of its time as others go without (`AppendCost.price`): on a worker that has nothing else to do, and
+a card of its own, nothing. Then what an append must be worth is its call, and what can go wrong once: the last one may
+be in flight when the commit is due, and hold it up for a pass. So all appends of a prompt together must save that.
 """
 
 from __future__ import annotations
@@ -44,6 +48,11 @@ class Candidate:
         """What it saves at the commit, less its call."""
         return self.cost.tokens_s(self.tokens, self.before) - self.cost.call_s
 
+    @property
+    def saved_s(self) -> float:
+        """What it and those before it save at the commit, less its call."""
+        return self.cost.tokens_s(self.before + self.tokens, 0) - self.cost.call_s
+
 
 class Verdict(NamedTuple):
     withheld: Withheld | None
@@ -64,10 +73,9 @@ def _judge(group: list[Candidate]) -> dict[str, Verdict]:
     """Of appends that share a pass: together they must be worth it."""
     worth = [each for each in group if each.gain_s >= 0]
     if _short_s(worth) > 0:
-        short_s = max(each.cost.pass_s for each in group) - sum(max(0.0, each.gain_s) for each in group)
         # A token may be read by all of them.
         token_s = sum(each.cost.tokens_s(1, each.before + each.tokens) for each in group)
-        rest = int(min(short_s / token_s, _LONG)) if token_s > 0 else _LONG
+        rest = int(min(_short_s(group) / token_s, _LONG)) if token_s > 0 else _LONG
         return {each.agent: Verdict("fixed_cost", rest) for each in group}
     found = {each.agent: Verdict("fixed_cost") for each in group}
     found |= {each.agent: Verdict(_objection(each)) for each in worth}
@@ -78,8 +86,13 @@ def _judge(group: list[Candidate]) -> dict[str, Verdict]:
 
 
 def _short_s(group: list[Candidate]) -> float:
-    """What `group` lacks together to be worth a forward pass; infinite where there is nobody."""
-    return max((each.cost.pass_s for each in group), default=math.inf) - sum(each.gain_s for each in group)
+    """What `group` lacks together to be worth a forward pass: what others go without for it, and what it may hold up.
+    Infinite where there is nobody."""
+    if not group:
+        return math.inf
+    others = max(each.cost.price * each.cost.pass_s for each in group) - sum(max(0.0, each.gain_s) for each in group)
+    own = max(each.cost.pass_s for each in group) - sum(max(0.0, each.saved_s) for each in group)
+    return max(others, own)
 
 
 def _objection(candidate: Candidate) -> Withheld | None:

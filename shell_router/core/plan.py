@@ -88,8 +88,8 @@ class ChunkPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     A fixed size is `self_clocked` with both bounds equal.
     """
 
-    policy: Literal["self_clocked", "paying"] = "self_clocked"
-    """`self_clocked`: whenever none is in flight. `paying`: and what it carries is worth what an append costs."""
+    policy: Literal["self_clocked", "paying"] = "paying"
+    """`self_clocked`: whenever none is in flight. `paying`: and what it carries is worth what that costs others."""
     min_tokens: Annotated[int, Meta(ge=1)] = 1
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
 

@@ -104,7 +104,7 @@ class IncrementalSession:
     def append_cost(self) -> AppendCost | None:
         if self._requests is not None:
             return self._requests.append_cost
-        return None if self._remote is None else self._remote.pair.prefill_worker.costs.cost
+        return None if self._remote is None else self._remote.pair.append_cost
 
     async def append(self, ids: Sequence[int]) -> None:
         """Raises `EngineError` when the session is given up: then no more KV is prefilled, and the commit has `ids`."""

@@ -6,8 +6,10 @@ import asyncio
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+import msgspec
+
 from sglang_ext.protocol import SessionReply, SessionsStatus, Status
-from shell_router.core.append_cost import CostLearner
+from shell_router.core.append_cost import AppendCost, CostLearner
 
 _FRESH_S = 1.0
 """How long what a worker says of itself is gone by."""
@@ -121,6 +123,20 @@ class Pair:
     failures: int = 0
     """Sessions that failed on it, in a row."""
     rests_until: float = float("-inf")
+
+    @property
+    def append_cost(self) -> AppendCost | None:
+        """What an append costs here, and others by it; None while that is not known."""
+        cost = self.prefill_worker.costs.cost
+        price = 1.0 if self.shares_places else self.prefill_worker.busy
+        return None if cost is None else msgspec.structs.replace(cost, price=price)
+
+    @property
+    def shares_places(self) -> bool:
+        """Whether both take turns on a card or a core."""
+        told = (self.prefill_worker.status, self.decode_worker.status)
+        one, other = (set() if status is None else set(status.places) for status in told)
+        return not one.isdisjoint(other)
 
     @property
     def prefill(self) -> str:

@@ -71,11 +71,11 @@ async def overview(models: Mapping[str, Pairs]) -> Sequence[WorkerView]:
     for model, pairs in models.items():
         for role, worker in pairs.known():
             served = (*found[worker.url].models, model) if worker.url in found else (model,)
-            found[worker.url] = _view(worker, role, served)
+            found[worker.url] = _view(worker, role, served, pairs.append_costs.get(worker.url))
     return sorted(found.values(), key=lambda each: (_ORDER.index(each.role), each.url))
 
 
-def _view(worker: Known, role: Role, models: tuple[str, ...]) -> WorkerView:
+def _view(worker: Known, role: Role, models: tuple[str, ...], append_cost: AppendCost | None) -> WorkerView:
     status = worker.status
     sessions = None if status is None else status.sessions
     drafts = None if status is None or status.drafts is None else status.drafts.counters
@@ -105,5 +105,5 @@ def _view(worker: Known, role: Role, models: tuple[str, ...]) -> WorkerView:
         drafts=None
         if drafts is None
         else WorkerDrafts(steps=drafts.steps, drafted=drafts.drafted, accepted=drafts.accepted),
-        append_cost=worker.costs.cost,
+        append_cost=append_cost,
     )

@@ -67,9 +67,9 @@ class Pairs:
 
     @property
     def append_costs(self) -> dict[str, AppendCost]:
-        """By prefill worker, as far as they are known."""
-        workers = {pair.prefill: pair.prefill_worker for pair in self._pairs.values()}
-        return {url: cost for url, worker in workers.items() if (cost := worker.costs.cost) is not None}
+        """By prefill worker, as far as they are known; of several pairs of one worker, the dearest."""
+        known = [(pair.prefill, cost) for pair in self._pairs.values() if (cost := pair.append_cost) is not None]
+        return dict(sorted(known, key=lambda each: each[1].price))
 
     def refresh(self) -> None:
         """Ask those workers that have said nothing of themselves for a while, without waiting for them."""

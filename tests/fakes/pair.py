@@ -94,6 +94,8 @@ class FakeWorker(LocalServer):
         """Of a prompt, what it computes itself behind the KV that has come."""
         self.load = 0.0
         """and of what ordinary requests make of its time."""
+        self.places: tuple[str, ...] = ()
+        """Where it says that it runs."""
         self._between = between
         self._requests: dict[str, asyncio.Event] = {}
         """Committed sessions whose answer has not ended, by id; the event is set when one is aborted."""
@@ -135,7 +137,7 @@ class FakeWorker(LocalServer):
             self.table.status(PAGE_BYTES), passes=self.passes, load=self.load, max_rest_tokens=self.max_rest_tokens
         )
         sessions = told if self.offers else None
-        return status_of(self.role, sessions, refusal, self.limits.page_size, drafts=self.drafts)
+        return status_of(self.role, sessions, refusal, self.limits.page_size, drafts=self.drafts, places=self.places)
 
     async def _open(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request, protocol.OpenRequest)

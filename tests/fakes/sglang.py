@@ -96,6 +96,7 @@ def status_of(
     worker: str = "",
     requests: int = 0,
     drafts: int = 0,
+    places: tuple[str, ...] = (),
 ) -> web.Response:
     """What a worker says of itself, whose extension offers `sessions` and drafts up to `drafts` tokens a step."""
     return reply(
@@ -111,6 +112,7 @@ def status_of(
             hooks=(),
             worker=worker,
             requests=requests,
+            places=places,
             drafts=protocol.DraftsStatus(max_tokens=drafts, counters=protocol.DraftCounters()) if drafts else None,
         )
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from shell_router.core.append_cost import CostLearner
+from shell_router.core.append_cost import AppendCost, CostLearner
 from shell_router.core.events import Append, Appended, Commit, Event, Finished, Settled, Started, Tokens
 from shell_router.core.plan import ChunkPolicy, Plan, PlanOptions
 from shell_router.core.prompt import AnswerSlot, Segment, Static
@@ -43,6 +43,8 @@ class Machine:
     """What c0 is multiplied with at a time."""
     shared: bool = False
     """Whether decoding stands still while an append is computed: both workers on one card."""
+    price: float = 1.0
+    """Of a pass, as the router knows it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def simulate(router: Router, answers: Answers, chunks: ChunkPolicy, seed: int) -
     tree = tree_of(answers)
     prompts: dict[str, list[Segment]] = {f"p{n}": [Static((1,))] for n in range(len(answers.lengths))}
     prompts["root"] = [Static(tuple(range(HEAD))), *(AnswerSlot(f"p{n}", (), ()) for n in range(len(answers.lengths)))]
-    cost = router.learner.cost
+    cost = _priced(router)
     plan = Plan(
         tree,
         prompts,
@@ -151,7 +153,7 @@ def simulate(router: Router, answers: Answers, chunks: ChunkPolicy, seed: int) -
                         # All that decodes stands still meanwhile.
                         events = [(when + ended - before, n, _moved(each, ended - before)) for when, n, each in events]
                         heapq.heapify(events)
-                    later(ended, Appended(at=ended, agent="root", cost=router.learner.cost))
+                    later(ended, Appended(at=ended, agent="root", cost=_priced(router)))
                 case Commit(agent="root", ids=ids):
                     ready, done = at, compute(at, len(ids), noise=0.0)
                 case _:
@@ -163,6 +165,11 @@ def simulate(router: Router, answers: Answers, chunks: ChunkPolicy, seed: int) -
     router.now += done + 1.0
     assert ready is not None
     return Outcome(total_s=done, exposed_s=done - ready, appends=appends, appending_s=appending_s)
+
+
+def _priced(router: Router) -> AppendCost | None:
+    cost = router.learner.cost
+    return None if cost is None else msgspec.structs.replace(cost, price=router.machine.price)
 
 
 def _finished(at: float, agent: str, tokens: int) -> Finished:

@@ -46,6 +46,17 @@ def test_siblings_share_a_pass() -> None:
     assert withheld(*three, candidate(2, "d")) == {"a": None, "b": None, "c": None, "d": "fixed_cost"}, "its call"
 
 
+def test_a_pass_that_nobody_goes_without_must_save_what_it_may_hold_up() -> None:
+    free = msgspec.structs.replace(COST, price=0.0)
+    assert withheld(candidate(10, cost=free)) == {"a": None}, "what went before has saved a pass"
+    assert withheld(candidate(3, cost=free)) == {"a": "fixed_cost"}, "its call"
+    assert withheld(candidate(50, cost=free, before=0)) == {"a": "fixed_cost"}
+    assert withheld(candidate(64, cost=free, before=0)) == {"a": None}
+    half = msgspec.structs.replace(COST, price=0.5)
+    assert withheld(candidate(33, cost=half)) == {"a": "fixed_cost"}
+    assert withheld(candidate(34, cost=half)) == {"a": None}
+
+
 def test_what_attention_adds_counts() -> None:
     cost = msgspec.structs.replace(COST, pair_s=1e-6)
     assert withheld(candidate(40, cost=cost)) == {"a": "fixed_cost"}
@@ -125,6 +136,17 @@ def test_never_worse_than_a_tenth_above_the_best_fixed_size_in_hindsight(machine
     answers = Answers((64, 96, 128, 160))
     best = min(total(fixed(machine, answers, size, 2)) for size in FIXED)
     assert total(paying(machine, answers, 2)) <= 1.1 * best
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: f"{m.c0:g}+{m.c1:g}k,{m.step_s:g}")
+def test_hardly_worse_than_the_best_on_a_worker_with_nothing_else_to_do(machine: Machine) -> None:
+    machine = dataclasses.replace(machine, price=0.0)
+    answers = Answers((64, 96, 128, 160))
+    best = min(total(fixed(machine, answers, size, 4)) for size in FIXED)
+    mine = total(paying(machine, answers, 4))
+    assert mine <= 1.05 * best
+    always = Router(machine)
+    assert mine <= 1.04 * total([simulate(always, answers, ChunkPolicy(policy="self_clocked"), n) for n in range(4)])
 
 
 @pytest.mark.parametrize("lengths", [(256,) * 9, (32, 32, 400), (700,)])
