@@ -8,20 +8,15 @@ that they are the same again, to random prompts: what of them repeats itself is 
 from __future__ import annotations
 
 import random
-import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
 
 from experiments.drafts.copying import copying, predict
-from experiments.kernel.engine import MODEL, PairClient, TokenSource, all_of
+from experiments.kernel.engine import PairClient, TokenSource, all_of
 from sglang_ext.protocol import Drafts
-from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
-from shell_router.transport.base import Finish, GenerateRequest
 
 
 class DraftsParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,40 +105,17 @@ class DraftsBench:
                 yield _sample(sample, found, answers, predicted)
 
     async def _ask(self, asked: Sequence[Sequence[int]], drafts: Sequence[Drafts]) -> list[_Answer]:
-        name = f"drafts-{uuid.uuid4().hex}"
-        return await all_of(
-            self._answer(f"{name}-{number}-x", each, told)
-            for number, (each, told) in enumerate(zip(asked, drafts, strict=True))
-        )
+        return await all_of(self._answer(each, told) for each, told in zip(asked, drafts, strict=True))
 
-    async def _answer(self, name: str, prompt: Sequence[int], drafts: Drafts) -> _Answer:
-        request = GenerateRequest(
-            request_id=name,
-            model=MODEL,
-            input_ids=prompt,
-            sampling=Sampling(max_new_tokens=self._parameters.answer, temperature=0),
-            ignore_eos=True,
-            drafts=drafts,
-        )
+    async def _answer(self, prompt: Sequence[int], drafts: Drafts) -> _Answer:
         ids: list[int] = []
-        first: float | None = None
-        finish: Finish | None = None
-        try:
-            async with aclosing(self._client.engine.generate(request)) as deltas:
-                async for delta in deltas:
-                    ids += delta.ids
-                    if first is None and ids:
-                        first = time.perf_counter()
-                    finish = delta.finish or finish
-        except BaseException:
-            await self._client.engine.abort(MODEL, name)
-            raise
-        if first is None or finish is None or len(ids) < 2:
+        answer = await self._client.ask("drafts", prompt, self._parameters.answer, ids.extend, drafts=drafts)
+        if len(ids) < 2:
             raise EngineError("the answer has no two tokens")
-        if finish.drafts is None:
+        if answer.finish.drafts is None:
             raise EngineError("the decode worker drafts nothing: its cluster wants `drafts`")
-        counts = finish.drafts
-        return _Answer(ids, time.perf_counter() - first, counts.steps, counts.drafted, counts.accepted)
+        counts = answer.finish.drafts
+        return _Answer(ids, answer.ended - answer.first, counts.steps, counts.drafted, counts.accepted)
 
 
 class _Answer(NamedTuple):

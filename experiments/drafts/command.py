@@ -19,21 +19,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
-import sys
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from pathlib import Path
-
-import msgspec
 
 from experiments.drafts import show
 from experiments.drafts.bench import DraftsBench, DraftsParameters, DraftsSample
-from experiments.kernel.command import EXIT_FAILED
 from experiments.kernel.engine import PairClient, TokenSource, open_pair
-from experiments.kernel.environment import describe_environment
-from experiments.kernel.folder import Lines, write_document
-from experiments.kernel.measured import add_pair_arguments, check_pair_arguments, pair_of
+from experiments.kernel.folder import Lines
+from experiments.kernel.measured import (
+    Outcome,
+    StartPair,
+    add_pair_arguments,
+    check_pair_arguments,
+    deadline,
+    measure,
+)
 from experiments.kernel.pair import Pair
 from experiments.kernel.target import TargetError
 from launch import arguments as kinds
@@ -43,12 +44,6 @@ from launch.progress import Progress
 def main(argv: Sequence[str]) -> int:
     """Measure; answers the exit code. Raises `GraftError` for what ends it."""
     arguments = _parse(argv)
-    now = datetime.datetime.now(datetime.UTC)
-    folder: Path = arguments.runs_dir / f"drafts-{now:%Y%m%dT%H%M%SZ}"
-    start = pair_of(arguments, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = Lines(folder / "samples.jsonl", DraftsSample)
-    environment = describe_environment()
     parameters = DraftsParameters(
         batches=tuple(arguments.batches),
         shares=tuple(arguments.shares),
@@ -58,32 +53,20 @@ def main(argv: Sequence[str]) -> int:
         repetitions=arguments.repetitions,
         seed=arguments.seed,
     )
-    try:
+
+    def take(start: StartPair, lines: Lines[DraftsSample]) -> Outcome:
         with start(False) as pair:
             samples, width = asyncio.run(_take(pair, arguments, parameters, lines))
-    except KeyboardInterrupt:
-        print(f"interrupted; samples that had ended are in {lines.path}", file=sys.stderr)
-        raise
-    found = show.points(samples, width, parameters.seed)
-    goals = show.kept(found)
-    failed = sum(sample.error is not None for sample in samples)
-    print("\n\n".join([show.table(found), *([show.verdicts(goals)] if goals else [])]))
-    print(f"\nsamples  {lines.path}")
-    document = {
-        "points": found,
-        "goals": goals,
-        "width": width,
-        "failed": failed,
-        "parameters": parameters,
-        "cluster": None if arguments.router_url else arguments.cluster.name,
-        "samples": str(lines.path),
-        "environment": environment,
-    }
-    if arguments.out is not None:
-        write_document(arguments.out, {**document, "started": now.isoformat(timespec="seconds")})
-        print(f"summary  {arguments.out}")
-    print("\n" + msgspec.json.encode(document).decode(), flush=True)
-    return EXIT_FAILED if failed else 0
+        found = show.points(samples, width, parameters.seed)
+        goals = show.kept(found)
+        return Outcome(
+            numbers={"points": found, "goals": goals, "width": width},
+            parameters=parameters,
+            failed=sum(sample.error is not None for sample in samples),
+            tables=(show.table(found), *([show.verdicts(goals)] if goals else [])),
+        )
+
+    return measure(arguments, "drafts", DraftsSample, take)
 
 
 async def _take(
@@ -93,6 +76,7 @@ async def _take(
     tokens = TokenSource(*arguments.token_range)
     ways = len(parameters.batches) * (1 + len(parameters.shares))
     found: list[DraftsSample] = []
+    until = deadline(arguments)
     with Progress("sample", ways * (parameters.repetitions + parameters.warmups)) as progress:
         async with open_pair(pair, timeout_s=arguments.timeout) as client:
             width = await _width(client)
@@ -102,6 +86,8 @@ async def _take(
                     lines.add(sample)
                     progress.end(show.describe(sample))
                     found.append(sample)
+                    if time.monotonic() > until:
+                        break
     return found, width
 
 

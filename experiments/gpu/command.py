@@ -5,6 +5,7 @@ Starts one pair of workers (`--hetero`: also a pair of a second size) on one car
 
     cluster.json, dense.json, tree.json, experiment.json    what was started and asked; `graft run` takes them
     exact.json                                              sessions against plain requests, many at once
+    drafts.json                                             with `--drafts`: summary of the drafts' benchmark
     overlap/<part>.json                                     summaries of the overlap benchmark
     four_settings/                                          the folder of `graft run`
     report/                                                 `graft report` of it
@@ -40,6 +41,7 @@ from typing import Any
 
 import msgspec
 
+from experiments.drafts import command as drafts
 from experiments.gpu import exact, setup
 from experiments.gpu.budget import Budget
 from experiments.gpu.setup import Scale
@@ -122,6 +124,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--device cpu goes with --size tiny: the CPU engine would take minutes for one prompt")
     if arguments.hetero and arguments.size == "tiny":
         parser.error("--hetero goes with --size 4b or 8b: there is one tiny size")
+    if arguments.only == "drafts" and not arguments.drafts:
+        parser.error("--only drafts goes with --drafts")
     now = datetime.datetime.now(datetime.UTC)
     folder: Path = arguments.out or Path("runs") / f"gpu-{arguments.size}-{arguments.device}-{now:%Y%m%dT%H%M%SZ}"
     try:
@@ -159,6 +163,7 @@ def _measure(arguments: argparse.Namespace, command: tuple[str, ...], now: datet
         attention=arguments.attention_backend,
         embedding=not arguments.no_exit,
         flags=shlex.split(arguments.flags or ""),
+        drafts=arguments.drafts,
     )
     # Of the launcher's environment, which its workers have too.
     os.environ[DUMMY_WEIGHTS_VARIABLE] = str(setup.WEIGHTS)
@@ -173,6 +178,8 @@ def _measure(arguments: argparse.Namespace, command: tuple[str, ...], now: datet
         parts: dict[str, Part] = {}
         if arguments.only in (None, "exact"):
             parts["exact"] = partial(measure_exact, target, config.models[0], scale, folder)
+        if arguments.drafts and arguments.only in (None, "drafts"):
+            parts["drafts"] = partial(measure_drafts, target, setup.model_name(size), scale, folder)
         if arguments.only in (None, "overlap"):
             (folder / "overlap").mkdir()
             for name in scale.overlap:
@@ -221,6 +228,9 @@ def measure_exact(
             asyncio.run(target.flush())
         found = asyncio.run(exact.measure(target.pairs[model.name], TokenSource(1000, 40_000), scale.exact, within_s))
         write_document(folder / out, found)
+        if found.drafted:
+            steps = f"{found.drafted_steps / found.drafted:.1f} steps each"
+            print(f"{found.drafted_equal} of {found.drafted} answers are the same where they were drafted, {steps}")
         told = f"{found.equal} of {found.sessions} sessions answer as a plain request does"
         print(f"{told}; {found.plain_equal} plain requests as the one before; {found.beside} ended beside them")
         for name, off in (("sessions", found.first_logprob_off), ("plain", found.plain_logprob_off)):
@@ -236,19 +246,30 @@ def measure_overlap(
     target: Target, model: str, scale: Scale, folder: Path, name: str, within_s: float | None = None
 ) -> Measured:
     """The part `name` of the overlap benchmark on the pair of `model`; if it fails, others may run."""
-    pair = target.pairs[model]
-    where = [
-        *("--router-url", pair.router, "--prefill-url", pair.prefill, "--decode-url", pair.decode),
-        *("--runs-dir", str(folder / "overlap"), "--repetitions", str(scale.repetitions)),
-        *(() if within_s is None else ("--within", f"{within_s:.3f}")),
-    ]
+    out = Path("overlap") / f"{name}.json"
+    options = [*_where(target, model, scale, folder / "overlap", within_s), *scale.overlap[name]]
+    # Of a part that is measured twice, the name goes on behind it.
+    arguments = overlap.parse(["--part", name.partition("-")[0], *options, "--out", str(folder / out)])
+    return _ended(name, partial(overlap.measure, arguments), out)
+
+
+def measure_drafts(target: Target, model: str, scale: Scale, folder: Path, within_s: float | None = None) -> Measured:
+    """What drafts are worth on the pair of `model`."""
+    out = Path("drafts.json")
+    options = [*_where(target, model, scale, folder, within_s), *scale.drafts, "--out", str(folder / out)]
+    return _ended("drafts", partial(drafts.main, options), out)
+
+
+def _where(target: Target, model: str, scale: Scale, folder: Path, within_s: float | None) -> list[str]:
+    """Options of a benchmark on the pair of `model`, whose caches are empty from here on; samples go to `folder`."""
     if target.flush is not None:
         asyncio.run(target.flush())
-    out = Path("overlap") / f"{name}.json"
-    # Of a part that is measured twice, the name goes on behind it.
-    options = [*where, *scale.overlap[name], "--out", str(folder / out)]
-    arguments = overlap.parse(["--part", name.partition("-")[0], *options])
-    return _ended(name, partial(overlap.measure, arguments), out)
+    pair = target.pairs[model]
+    return [
+        *("--router-url", pair.router, "--prefill-url", pair.prefill, "--decode-url", pair.decode),
+        *("--runs-dir", str(folder), "--repetitions", str(scale.repetitions)),
+        *(() if within_s is None else ("--within", f"{within_s:.3f}")),
+    ]
 
 
 def measure_settings(
@@ -322,7 +343,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget-s", type=kinds.seconds, metavar="S", help="take about so many seconds in all; quick lengths"
     )
-    parser.add_argument("--only", choices=("exact", "overlap", "settings"), help="one part of it")
+    parser.add_argument(
+        "--drafts", action="store_true", help="decode workers draft, and what that is worth is measured too"
+    )
+    parser.add_argument("--only", choices=("exact", "drafts", "overlap", "settings"), help="one part of it")
     parser.add_argument("--no-exit", action="store_true", help="three settings; no embedding model is needed")
     parser.add_argument("--pool-tokens", type=kinds.count, help="KV pool of each worker, for cards with less memory")
     parser.add_argument(

@@ -5,7 +5,8 @@ Not only the answer's tokens are compared but how likely the first one was: a wr
 What is looked for are orders of memory that only a busy card comes upon: pages that a request left while a forward pass
 still writes them, handed to a session that grows (see docs/sessions.md). With random weights and bfloat16 a greedy
 answer may turn on a rounding error, so it is compared with what two plain requests of the same prompt do. In float32
-answers are equal.
+answers are equal. Where the decode worker drafts, these two do without, sessions draft as they like, and a third plain
+request has the first one's answer for its draft.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from experiments.kernel.engine import PairClient, TokenSource, closing, open_pair, read_answer
+from experiments.kernel.engine import PairClient, TokenSource, all_of, closing, open_pair, read_answer
 from experiments.kernel.pair import Pair
 from experiments.kernel.statistics import Spread, spread
+from sglang_ext.protocol import Drafts
 from shell_router.errors import EngineError
 
 _ANSWER = 24
@@ -52,6 +54,12 @@ class Exactness(msgspec.Struct, kw_only=True):
     """How far the log-probability of a session's first token is from the plain request's, nats, if it is the same."""
     plain_logprob_off: Spread | None = None
     """The same of the second plain request."""
+    drafted: int = 0
+    """Plain requests whose draft was the answer,"""
+    drafted_equal: int = 0
+    """of these, those that gave that answer,"""
+    drafted_steps: int = 0
+    """in so many steps after the first token, all together."""
     beside: int = 0
     """Plain requests that ended beside the sessions."""
     problems: list[str] = []
@@ -59,7 +67,8 @@ class Exactness(msgspec.Struct, kw_only=True):
 
     def exact(self, *, dtype: str) -> bool:
         """Whether all is as it should be; of answers in less than float32 nothing is demanded."""
-        return not self.problems and self.sessions > 0 and (dtype != "float32" or self.equal == self.sessions)
+        equal = self.equal == self.sessions and self.drafted_equal == self.drafted
+        return not self.problems and self.sessions > 0 and (dtype != "float32" or equal)
 
 
 async def measure(pair: Pair, tokens: TokenSource, parameters: Parameters, within_s: float | None = None) -> Exactness:
@@ -73,12 +82,15 @@ async def measure(pair: Pair, tokens: TokenSource, parameters: Parameters, withi
     plain_off: list[float] = []
     draw = random.Random(1)
     async with open_pair(pair, timeout_s=120.0) as client:
+        drafts = (await client.decode_status()).drafts is not None
         for done in range(parameters.rounds):
             if done and within_s is not None and time.monotonic() - began > within_s:
                 break
             prompts = [tokens(draw.randint(40, parameters.longest)) for _ in range(parameters.at_once)]
             first = await asyncio.gather(*(_plain(client, prompt) for prompt in prompts))
             again = await asyncio.gather(*(_plain(client, prompt) for prompt in prompts))
+            if drafts:
+                await _drafted(client, prompts, first, found)
             busy = [asyncio.create_task(_short_requests(client, tokens, draw, found)) for _ in prompts]
             given = await asyncio.gather(
                 *(_session(client, prompt, _cuts(prompt, draw)) for prompt in prompts), return_exceptions=True
@@ -113,8 +125,23 @@ def _off(one: Answer, other: Answer) -> list[float]:
 
 async def _plain(client: PairClient, prompt: Sequence[int]) -> Answer:
     ids: list[int] = []
-    answered = await client.ask("exact-plain", prompt, _ANSWER, ids.extend)
+    answered = await client.ask("exact-plain", prompt, _ANSWER, ids.extend, drafts=Drafts(off=True))
     return ids, answered.first_logprob
+
+
+async def _drafted(
+    client: PairClient, prompts: Sequence[Sequence[int]], first: Sequence[Answer], found: Exactness
+) -> None:
+    """All at once, each with its answer for a draft."""
+    read: list[list[int]] = [[] for _ in prompts]
+    answered = await all_of(
+        client.ask("exact-drafted", prompt, _ANSWER, new.extend, drafts=Drafts(predicted=tuple(ids)))
+        for prompt, (ids, _), new in zip(prompts, first, read, strict=True)
+    )
+    for (ids, _), new, answer in zip(first, read, answered, strict=True):
+        found.drafted += 1
+        found.drafted_equal += new == ids
+        found.drafted_steps += 0 if answer.finish.drafts is None else answer.finish.drafts.steps
 
 
 async def _short_requests(client: PairClient, tokens: TokenSource, draw: random.Random, found: Exactness) -> None:

@@ -61,6 +61,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """Options of each of its parts."""
     exact: exact.Parameters
     """Of sessions against plain requests."""
+    drafts: tuple[str, ...] = ()
+    """Options of the drafts' benchmark."""
 
 
 def scale_of(size: Size, *, quick: bool) -> Scale:
@@ -74,6 +76,7 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
             questions=1,
             repetitions=1 if quick else 3,
             exact=exact.Parameters(rounds=1, at_once=3, longest=300),
+            drafts=("--batches", "1,3", "--shares", "0,1", "--answer", "16"),
             overlap={
                 "fan_out": ("--siblings", "1,3", "--sibling-answer", "8"),
                 "ttft": ("--loads", "idle", "--prompt", "256", "--chunk", "64"),
@@ -96,6 +99,7 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
             questions=2,
             repetitions=2,
             exact=exact.Parameters(rounds=4, at_once=8, longest=1500),
+            drafts=("--batches", "1,9,27", "--shares", "0,0.5,1"),
             overlap={
                 "fan_out": ("--siblings", "1,3,9,27"),
                 "ttft": ("--prompt", "4096", "--chunk", "256", "--tail", "64"),
@@ -146,6 +150,7 @@ def cluster_config(
     attention: str | None,
     embedding: bool,
     flags: Sequence[str] = (),
+    drafts: bool = False,
 ) -> ClusterConfig:
     """One pair of each of `models` (size and checkpoint), all on the card `gpu`; on CPU, P and D on a core each.
 
@@ -161,6 +166,7 @@ def cluster_config(
         "page_size": 16,
         "max_total_tokens": scale.pool_tokens,
         "flags": all_flags,
+        "drafts": drafts,
         "prefill": place[:1],
         "decode": place[1:],
     }

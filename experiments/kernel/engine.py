@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import time
 import uuid
@@ -19,12 +20,12 @@ import aiohttp
 import msgspec
 
 from experiments.kernel.pair import Pair
-from sglang_ext.protocol import SessionsStatus, Status
+from sglang_ext.protocol import Drafts, SessionsStatus, Status
 from shell_router.config import LimitsConfig, ModelConfig, PairConfig, Via
 from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.record import Transport
-from shell_router.transport.base import Delta, Finish, GenerateRequest, PrefillSession, SessionFactory
+from shell_router.transport.base import ANY_DRAFTS, Delta, Finish, GenerateRequest, PrefillSession, SessionFactory
 from shell_router.transport.generate import as_engine_errors, check_status
 from shell_router.transport.http import HttpEngine
 from shell_router.transport.incremental import IncrementalSessions
@@ -140,17 +141,31 @@ class PairClient:
 
         Its `close` is to be called whatever happens.
         """
-        name = f"{kind}-{uuid.uuid4().hex}"
-        sampling = Sampling(max_new_tokens=answer, temperature=0)
-        request = GenerateRequest(request_id=name, model=MODEL, input_ids=(), sampling=sampling, ignore_eos=True)
+        request = _request(kind, answer)
         make = self.sessions[transport] if rest else self._on_prefill
-        return name, make(request, max_prompt_tokens=max_prompt_tokens)
+        return request.request_id, make(request, max_prompt_tokens=max_prompt_tokens)
 
-    async def ask(self, kind: str, ids: Sequence[int], answer: int, on_tokens: OnTokens | None = None) -> Answered:
-        """A plain request. When the caller is cancelled, it is aborted on both workers."""
-        _, session = self.session(kind, transport="resend", answer=answer, max_prompt_tokens=len(ids))
-        async with closing(session):
-            return await read_answer(session.commit(ids), on_tokens)
+    async def ask(
+        self,
+        kind: str,
+        ids: Sequence[int],
+        answer: int,
+        on_tokens: OnTokens | None = None,
+        *,
+        siblings: str = "",
+        drafts: Drafts = ANY_DRAFTS,
+        way: Via = "direct",
+    ) -> Answered:
+        """A plain request with a greedy answer of `answer` tokens. Whatever ends it early, it is aborted."""
+        engine = self.engines[way]
+        request = dataclasses.replace(_request(kind, answer), input_ids=ids, siblings=siblings, drafts=drafts)
+        try:
+            return await read_answer(engine.generate(request), on_tokens)
+        except BaseException:
+            # Why it failed is told, not why it then could not be aborted.
+            with contextlib.suppress(EngineError):
+                await engine.abort(MODEL, request.request_id)
+            raise
 
     async def pools(self) -> tuple[Pool, Pool]:
         """The KV pools of the prefill and of the decode worker."""
@@ -193,6 +208,13 @@ async def open_pair(pair: Pair, *, timeout_s: float | None = None) -> AsyncItera
         client = PairClient(pair, status, http, limits)
         client.pool_tokens = (await client.pools())[0].size
         yield client
+
+
+def _request(kind: str, answer: int) -> GenerateRequest:
+    # No id begins with another.
+    name = f"{kind}-{uuid.uuid4().hex}"
+    sampling = Sampling(max_new_tokens=answer, temperature=0)
+    return GenerateRequest(request_id=name, model=MODEL, input_ids=(), sampling=sampling, ignore_eos=True)
 
 
 async def all_of(asked: Iterable[Awaitable[T]]) -> list[T]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import datetime
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from experiments.kernel.command import EXIT_FAILED
+from experiments.kernel.environment import describe_environment
+from experiments.kernel.folder import Lines, write_document
 from experiments.kernel.pair import Pair
 from experiments.kernel.target import TargetError, check_machine, check_one_pair, started
 from launch import arguments as kinds
@@ -21,6 +30,22 @@ StartPair = Callable[[bool], contextlib.AbstractContextManager[Pair]]
 
 SMALL_TOKENS = 3200
 """Of small KV pools."""
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured."""
+
+    numbers: Mapping[str, object]
+    parameters: msgspec.Struct
+    failed: int
+    """Samples."""
+    tables: tuple[str, ...]
+    """For people."""
+    more: Mapping[str, object] = field(default_factory=dict)
+    """What only the file of `--out` has."""
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -50,8 +75,16 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     where.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), help="where folders of samples go (default: runs)"
     )
+    where.add_argument(
+        "--within", type=kinds.seconds, metavar="S", help="end with the sample that ends after so many seconds"
+    )
     where.add_argument("--out", type=Path, metavar="FILE", help="where the summary goes, with all repetitions' values")
     return where
+
+
+def deadline(arguments: argparse.Namespace) -> float:
+    """When `--within` is over that begins now; never, without it. Of `time.monotonic()`."""
+    return math.inf if arguments.within is None else time.monotonic() + float(arguments.within)
 
 
 def check_pair_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -75,6 +108,47 @@ def pair_of(arguments: argparse.Namespace, folder: Path, small_tokens: int = SMA
         return cluster_pair(arguments.cluster, folder, small_tokens)
     pair = Pair(router=arguments.router_url, prefill=arguments.prefill_url, decode=arguments.decode_url)
     return lambda _: contextlib.nullcontext(pair)
+
+
+def measure(
+    arguments: argparse.Namespace,
+    name: str,
+    sample: type[S],
+    take: Callable[[StartPair, Lines[S]], Outcome],
+    small_tokens: int = SMALL_TOKENS,
+) -> int:
+    """`take` what is to be measured on the pair that `arguments` name, and tell: tables and one JSON document on
+    stdout, samples in the run's folder as they end (an interrupt keeps them), the summary where `--out` says. Answers
+    0, or 1 when a sample failed."""
+    now = datetime.datetime.now(datetime.UTC)
+    folder: Path = arguments.runs_dir / f"{name}-{now:%Y%m%dT%H%M%SZ}"
+    start = pair_of(arguments, folder, small_tokens)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = Lines(folder / "samples.jsonl", sample)
+    # What is measured is the code as it is now, not as it may be edited meanwhile.
+    environment = describe_environment()
+    try:
+        outcome = take(start, lines)
+    except KeyboardInterrupt:
+        print(f"interrupted; samples that had ended are in {lines.path}", file=sys.stderr)
+        raise
+    print("\n\n".join(outcome.tables))
+    print(f"\nsamples  {lines.path}")
+    document = {
+        **outcome.numbers,
+        "failed": outcome.failed,
+        "parameters": outcome.parameters,
+        "cluster": None if arguments.router_url else arguments.cluster.name,
+        "samples": str(lines.path),
+        "environment": environment,
+    }
+    if arguments.out is not None:
+        times = {"started": now, "ended": datetime.datetime.now(datetime.UTC)}
+        told = {name: time.isoformat(timespec="seconds") for name, time in times.items()}
+        write_document(arguments.out, {**document, **told, **outcome.more})
+        print(f"summary  {arguments.out}")
+    print("\n" + msgspec.json.encode(document).decode(), flush=True)
+    return EXIT_FAILED if outcome.failed else 0
 
 
 def cluster_pair(path: Path, log_dir: Path, small_tokens: int) -> StartPair:

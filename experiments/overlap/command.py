@@ -31,21 +31,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from pathlib import Path
+from functools import partial
 from typing import TypeVar, get_args
 
 import msgspec
 
-from experiments.kernel.command import EXIT_FAILED
+from experiments.kernel import measured
 from experiments.kernel.engine import PairClient, TokenSource, open_pair
-from experiments.kernel.environment import describe_environment
-from experiments.kernel.folder import Lines, write_document
-from experiments.kernel.measured import SMALL_TOKENS, StartPair, add_pair_arguments, check_pair_arguments, pair_of
+from experiments.kernel.folder import Lines
+from experiments.kernel.measured import SMALL_TOKENS, StartPair, add_pair_arguments, check_pair_arguments
 from experiments.kernel.pair import Pair
 from experiments.kernel.statistics import FEW
 from experiments.kernel.target import TargetError
@@ -118,8 +115,7 @@ class Setup:
         self.tokens = TokenSource(*arguments.token_range)
         self._start = start
         self._samples = samples
-        within = arguments.within
-        self._until = None if within is None else time.monotonic() + within
+        self._until = measured.deadline(arguments)
 
     def progress(self, steps: int) -> Progress:
         """Of a part that takes `steps` samples in each repetition."""
@@ -154,7 +150,7 @@ class Setup:
                         self._samples.add(sample)
                         progress.end(describe(sample))
                         found.append(sample)
-                        if self._until is not None and time.monotonic() > self._until:
+                        if time.monotonic() > self._until:
                             break
             return found, client
 
@@ -207,7 +203,7 @@ def run_layer(setup: Setup) -> Outcome:
         input_range=tuple(arguments.input_range),
         answer=arguments.answer,
         concurrency=arguments.concurrency,
-        chunks=ChunkPolicy(min_tokens=arguments.min_append),
+        chunks=ChunkPolicy(policy="self_clocked", min_tokens=arguments.min_append),
         modes=tuple(arguments.modes),
         repetitions=arguments.repetitions,
         seed=arguments.seed,
@@ -306,44 +302,22 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure the part that `arguments` (of `parse`) name, and tell; answers 0, or 1 when a sample failed."""
-    now = datetime.datetime.now(datetime.UTC)
-    folder: Path = arguments.runs_dir / f"overlap-{arguments.part}-{now:%Y%m%dT%H%M%SZ}"
-    start = pair_of(arguments, folder, arguments.pressure_tokens)
-    folder.mkdir(parents=True, exist_ok=True)
-    samples = folder / "samples.jsonl"
-    # What is measured is the code as it is now, not as it may be edited meanwhile.
-    environment = describe_environment()
-    try:
-        outcome = PARTS[arguments.part](Setup(arguments, start, Lines(samples, msgspec.Struct)))
-    except KeyboardInterrupt:
-        print(f"interrupted; samples that had ended are in {samples}", file=sys.stderr)
-        raise
-    print("\n\n".join([*outcome.tables, *([show.format_goals(outcome.goals)] if outcome.goals else [])]))
+    name = f"overlap-{arguments.part}"
+    return measured.measure(arguments, name, msgspec.Struct, partial(_take, arguments), arguments.pressure_tokens)
+
+
+def _take(arguments: argparse.Namespace, start: StartPair, samples: Lines[msgspec.Struct]) -> measured.Outcome:
+    outcome = PARTS[arguments.part](Setup(arguments, start, samples))
+    tables = [*outcome.tables, *([show.format_goals(outcome.goals)] if outcome.goals else [])]
     if outcome.tables and arguments.repetitions < FEW:
-        print(f"\nOf fewer than {FEW} repetitions intervals are too narrow: take them for ranges.")
-    print(f"\nsamples  {samples}")
-    document = {
-        "part": arguments.part,
-        **outcome.numbers,
-        "goals": outcome.goals,
-        "failed": outcome.failed,
-        "parameters": outcome.parameters,
-        "cluster": None if arguments.router_url else arguments.cluster.name,
-        "samples": str(samples),
-        "environment": environment,
-    }
-    if arguments.out is not None:
-        whole = {
-            **document,
-            "started": now.isoformat(timespec="seconds"),
-            "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "definitions": DEFINITIONS,
-            "repetitions": outcome.repetitions,
-        }
-        write_document(arguments.out, whole)
-        print(f"summary  {arguments.out}")
-    print("\n" + msgspec.json.encode(document).decode(), flush=True)
-    return EXIT_FAILED if outcome.failed else 0
+        tables.append(f"Of fewer than {FEW} repetitions intervals are too narrow: take them for ranges.")
+    return measured.Outcome(
+        numbers={"part": arguments.part, **outcome.numbers, "goals": outcome.goals},
+        parameters=outcome.parameters,
+        failed=outcome.failed,
+        tables=tuple(tables),
+        more={"definitions": DEFINITIONS, "repetitions": outcome.repetitions},
+    )
 
 
 def _outcome(
@@ -407,9 +381,6 @@ def _parser() -> argparse.ArgumentParser:
     where = add_pair_arguments(parser)
     where.add_argument(
         "--pressure-tokens", type=kinds.count, default=SMALL_TOKENS, help="KV pools under the load pressure"
-    )
-    where.add_argument(
-        "--within", type=kinds.seconds, metavar="S", help="end with the sample that ends after so many seconds"
     )
     what = parser.add_argument_group("what")
     what.add_argument(

@@ -11,20 +11,17 @@ import random
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 
 import msgspec
 
-from experiments.kernel.engine import MODEL, PairClient, TokenSource, all_of
+from experiments.kernel.engine import PairClient, TokenSource, all_of
 from experiments.kernel.statistics import Spread, spread
 from experiments.kernel.tables import NONE, align
 from experiments.overlap import show, stats
 from experiments.overlap.stats import Goal, goal
 from shell_router.config import Via
-from shell_router.core.tree import Sampling
 from shell_router.errors import EngineError
 from shell_router.milestones import PARTS, Part, steps_between
-from shell_router.transport.base import GenerateRequest
 from shell_router.transport.times import milestones_of
 
 BOUND = 1.5
@@ -106,41 +103,20 @@ class FanOutBench:
         prompts = [head + self._tokens(parameters.prompt - parameters.head) for _ in range(count)]
         run = uuid.uuid4().hex
         asked = time.time()
-        # Ids of requests do not begin with one another.
-        answers = await all_of(
-            self._answer(way, f"fan-{run}-{n}-x", f"fan-{run}", each, asked) for n, each in enumerate(prompts)
-        )
+        answers = await all_of(self._answer(way, f"fan-{run}", prompt, asked) for prompt in prompts)
         return tuple(sorted(answers, key=lambda each: each.first_s))
 
-    async def _answer(self, way: Via, name: str, siblings: str, prompt: Sequence[int], asked: float) -> Sibling:
-        request = GenerateRequest(
-            request_id=name,
-            model=MODEL,
-            input_ids=prompt,
-            sampling=Sampling(max_new_tokens=self._parameters.answer, temperature=0),
-            ignore_eos=True,
-            siblings=siblings,
-        )
-        engine = self._client.engines[way]
-        first: float | None = None
-        finish = None
-        try:
-            async with aclosing(engine.generate(request)) as deltas:
-                async for delta in deltas:
-                    if first is None and delta.ids:
-                        first = time.time() - asked
-                    finish = delta.finish or finish
-        except BaseException:
-            await engine.abort(MODEL, name)
-            raise
-        if first is None or finish is None:
-            raise EngineError("the answer has no tokens")
-        milestones = milestones_of(finish, asked)
+    async def _answer(self, way: Via, siblings: str, prompt: Sequence[int], asked: float) -> Sibling:
+        # Workers tell the time of day.
+        day = time.time() - time.perf_counter()
+        answer = await self._client.ask("fan", prompt, self._parameters.answer, siblings=siblings, way=way)
+        first = day + answer.first - asked
+        milestones = milestones_of(answer.finish, asked)
         steps = [] if milestones is None else steps_between(0.0, milestones, first)
         return Sibling(
             first_s=first,
-            ended_s=time.time() - asked,
-            cached_tokens=finish.cached_tokens,
+            ended_s=day + answer.ended - asked,
+            cached_tokens=answer.finish.cached_tokens,
             steps={step.part: step.end - step.start for step in steps},
         )
 

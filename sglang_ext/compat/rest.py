@@ -5,7 +5,7 @@ runs a forward pass over prompts, of which SGLang makes none there.
 from __future__ import annotations
 
 from array import array
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy
 
@@ -32,6 +32,12 @@ class _Buffers(MetadataBuffers, Protocol):
     """[slots, 8]: whose metadata it is, first; 0 before it has come."""
 
     def set_buf(self, req: Req, /) -> None: ...
+
+
+@describes("sglang.srt.managers.schedule_batch.Req")
+class _Request(Req, Protocol):
+    def init_next_round_input(self, tree_cache: TreeCache | None, /) -> None:
+        """Set up what a forward pass needs; the tree, if given, says what of the prompt is cached."""
 
 
 @describes("sglang.srt.managers.schedule_batch.ScheduleBatch")
@@ -78,7 +84,7 @@ def _bind_root_prefix(req: Req, tree_cache: TreeCache, /) -> None: ...
 def send_end(scheduler: PrefillScheduler, sender: Sender, slot: int, room: int, tokens: int) -> None:
     """End a transfer behind the KV of `tokens`, whole pages, all of which has been given to it. In place of a first
     token the decode worker is told their number (`landed`)."""
-    request: Any = make_request(
+    request = make_request(
         rid="",
         origin_input_text="",
         origin_input_ids=array("q"),
@@ -89,26 +95,22 @@ def send_end(scheduler: PrefillScheduler, sender: Sender, slot: int, room: int, 
     request.output_ids.append(0)
     request.cached_tokens = tokens
     request.metadata_buffer_index = slot
-    buffers: Any = scheduler.disagg_metadata_buffers
-    buffers.set_buf(request)
+    cast(_Buffers, scheduler.disagg_metadata_buffers).set_buf(request)
     sender.init(kv_to_page_num(tokens, scheduler.token_to_kv_pool_allocator.page_size), slot)
     sender.send(numpy.empty(0, dtype=numpy.int32), None, num_kv_tokens=0)
 
 
 def landed(buffers: MetadataBuffers, slot: int, room: int) -> int | None:
     """How many tokens' KV a transfer has brought that ended early; None before that is known."""
-    told: Any = buffers
-    if told.bootstrap_room[slot, 0].item() != room:
-        return None
-    tokens: int = told.cached_tokens[slot, 0].item()
-    return tokens
+    told = cast(_Buffers, buffers)
+    return told.cached_tokens[slot, 0].item() if told.bootstrap_room[slot, 0].item() == room else None
 
 
 def prompt_batch(scheduler: DecodeScheduler, requests: list[Req]) -> PromptBatch:
     """A batch over the rest of each prompt, behind the `prefix_len` tokens whose KV is in its row."""
     for request in requests:
         kept = request.prefix_len
-        one: Any = request
+        one = cast(_Request, request)
         if scheduler.tree_cache.supports_prefix_sharing():
             _bind_root_prefix(request, scheduler.tree_cache)
             one.init_next_round_input(None)

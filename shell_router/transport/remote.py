@@ -21,7 +21,7 @@ from shell_router.transport.both import answer_of_pair, stop_tasks
 from shell_router.transport.drafting import with_references
 from shell_router.transport.generate import sampling_params
 from shell_router.transport.known import Pair
-from shell_router.transport.workers import Workers, new_room, problem_in
+from shell_router.transport.workers import Workers, new_room
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +102,10 @@ class RemoteSession:
             return_logprob=self._answer.logprobs,
             priority=self._answer.priority,
         )
-        if self._decode_may_go_on(len(ids)) and await self._finished():
-            answering = self._workers.answer(self.pair.decode, msgspec.structs.replace(request, stream=True, rest=True))
-        else:
-            streamed = msgspec.structs.replace(request, stream=True)
-            answering = answer_of_pair(
-                self._workers.commit(self.pair.prefill, request), self._workers.answer(self.pair.decode, streamed)
-            )
+        rest = self._decode_may_go_on(len(ids))
+        streamed = msgspec.structs.replace(request, stream=True, rest=rest)
+        sending = self._finish() if rest else self._workers.commit(self.pair.prefill, request)
+        answering = answer_of_pair(sending, self._workers.answer(self.pair.decode, streamed))
         async with aclosing(answering) as deltas:
             async for delta in deltas:
                 yield delta
@@ -154,17 +151,10 @@ class RemoteSession:
             return False
         return 0 < self._sent + more - self._pushed <= sessions.max_rest_tokens
 
-    async def _finished(self) -> bool:
-        """Have the prefill worker end its part. Returns whether it has: if it lacks something of what it said that it
-        had sent, it goes on as ever."""
-        try:
-            await self._workers.finish(self.pair.prefill, self._answer.request_id)
-        except EngineError as error:
-            problem = problem_in(error)
-            if problem is None or problem.code != "closed":
-                raise
-            return False
-        return True
+    async def _finish(self) -> None:
+        """Have the prefill worker end its part. One that lacks something of what it said that it had sent refuses, and
+        the session is lost: the decode worker waits for that already."""
+        await self._workers.finish(self.pair.prefill, self._answer.request_id)
 
     async def _prefilled(self, call: Coroutine[Any, Any, SessionReply]) -> SessionReply:
         """The prefill worker's reply, from which is learnt what an append costs there."""

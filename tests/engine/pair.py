@@ -196,8 +196,8 @@ class Session:
         return self.told
 
     async def until_pushed(self) -> int:
-        """Wait for the two workers to have met, before which what is computed stays with the prefill worker. Returns how
-        many tokens the decode worker has."""
+        """Wait for the two workers to have met, before which what is computed stays with the prefill worker. Returns
+        how many tokens the decode worker has."""
         deadline = time.monotonic() + 60
         while True:
             (told,) = (one for one in (await self.pair.sessions(self.pair.prefill)).open if one.session_id == self.id)
@@ -206,6 +206,11 @@ class Session:
             assert time.monotonic() < deadline, told
             await asyncio.sleep(0.05)
 
+    async def is_committed(self, worker: str) -> bool:
+        """Whether `worker` has the commit; or had it, and all has ended."""
+        found = (await self.pair.sessions(worker)).open
+        return all(one.state == "committed" for one in found if one.session_id == self.id)
+
     def rest(self, more: int) -> int | None:
         """How much of the prompt decode would have to compute behind `more` tokens; None where it cannot."""
         told = self.told
@@ -213,8 +218,10 @@ class Session:
             return None
         return told.known_tokens + more - told.pushed_tokens
 
-    async def commit(self, ids: Sequence[int], **more: Any) -> dict[str, Any]:
-        """The decode worker's answer."""
+    async def commit(self, ids: Sequence[int], at_once: bool = False, **more: Any) -> dict[str, Any]:
+        """The decode worker's answer. With `rest` the prefill worker is to finish: `at_once` with the commit, as the
+        router has it, and then a refusal is the session's end; else before it, and then the commit is one as ever.
+        """
         request = protocol.CommitRequest(
             session_id=self.id,
             seq=self.next_seq,
@@ -223,7 +230,18 @@ class Session:
             **more,
         )
         self.next_seq += 1
-        if request.rest and await self._finished():
+        if request.rest and at_once:
+            answering = asyncio.create_task(self.pair.call(self.pair.decode, protocol.COMMIT_PATH, request))
+            try:
+                await self.pair.call(
+                    self.pair.prefill, protocol.FINISH_PATH, protocol.FinishRequest(session_id=self.id)
+                )
+            except CallRefused:
+                await asyncio.gather(*(self.pair.abort(worker, self.id) for worker in self.pair.workers))
+                await asyncio.gather(answering, return_exceptions=True)
+                raise
+            decode = await answering
+        elif request.rest and await self._finished():
             decode = await self.pair.call(self.pair.decode, protocol.COMMIT_PATH, request)
         else:
             request = msgspec.structs.replace(request, rest=False)

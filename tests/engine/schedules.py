@@ -117,7 +117,16 @@ async def _write(
                 await asyncio.sleep(draw.random() * 0.1)
         rest = session.rest(len(pieces[-1]))
         decode_goes_on = rest is not None and 0 < rest <= MOST_REST and draw.random() < 0.7
-        answer = await session.commit(pieces[-1], sampling_params=sampling, rest=decode_goes_on)
+        at_once = decode_goes_on and draw.random() < 0.5
+        try:
+            answer = await session.commit(pieces[-1], at_once, sampling_params=sampling, rest=decode_goes_on)
+        except CallRefused as refused:
+            # What the prefill worker had let go it cannot have sent; the router asks anew then, and so does this.
+            if not at_once or refused.problem.code != "closed":
+                raise
+            await session.close()
+            whole = [token for piece in pieces for token in piece]
+            return await pair.generate(whole, sampling_params=sampling)
     except BaseException:
         await session.close()
         raise

@@ -15,18 +15,21 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 @pytest.mark.usefixtures("graft_home")
 def test_the_whole_experiment_on_the_cpu_engine(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert command("gpu")(["--size", "tiny", "--device", "cpu", "--quick", "--out", str(out)]) == 0
+    assert command("gpu")(["--size", "tiny", "--device", "cpu", "--quick", "--drafts", "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_bytes())
     assert summary["ok"]
     assert summary["environment"]["versions"]["sglang"]
     names = [each["name"] for each in summary["measured"]]
     assert names == [
-        "exact", "fan_out", "ttft", "second_layer", "second_layer-64-tokens", "spliced", "chain", "four_settings",
+        "exact", "drafts", "fan_out", "ttft", "second_layer", "second_layer-64-tokens", "spliced", "chain",
+        "four_settings",
     ]  # fmt: skip
     assert summary["not_reached"] == []
     assert (tmp_path / "out.tar.gz").is_file()
     exact = json.loads((out / "exact.json").read_bytes())
     assert exact["first_logprob_off"]["max"] < 1e-3, "in float32"
+    assert exact["drafted_equal"] == exact["drafted"] == exact["sessions"]
+    assert exact["drafted_steps"] < 12 * exact["drafted"], "of 23 tokens behind the first"
     for each in summary["measured"]:
         assert (out / each["result"]).is_file()
     # Lengths are fixed: what ended by itself is as long as it should be, and an exit leaves some out.

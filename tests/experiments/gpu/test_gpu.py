@@ -81,6 +81,7 @@ def test_all_workers_have_room_on_one_card(sizes: tuple[Size, ...], memory_gib: 
     [
         ({}, True, True),
         ({"equal": 2}, False, True),
+        ({"drafted": 3, "drafted_equal": 2}, False, True),
         ({"sessions": 0}, False, False),
         ({"problems": ["a session: the transfer failed"]}, False, False),
     ],
@@ -166,6 +167,7 @@ def test_the_weights_are_drawn_as_wide_as_an_answer_needs(monkeypatch: pytest.Mo
         (["--size", "4b", "--device", "cpu"], "--device cpu goes with --size tiny"),
         (["--size", "tiny", "--hetero"], "--hetero goes with"),
         (["--size", "32b"], "--size"),
+        (["--only", "drafts"], "--only drafts goes with --drafts"),
         (["--out", "."], "is there already"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.kernel import measured
 from experiments.kernel.pair import Pair
 from experiments.kernel.target import TargetError
 from experiments.overlap import command as overlap
@@ -134,6 +135,6 @@ def test_a_cluster_that_does_not_start(tmp_path: Path, monkeypatch: pytest.Monke
         raise TargetError("a worker died")
         yield Pair(router="", prefill="", decode="")
 
-    monkeypatch.setattr(overlap, "pair_of", lambda *_: start)
+    monkeypatch.setattr(measured, "pair_of", lambda *_: start)
     with pytest.raises(TargetError, match="a worker died"):
         overlap.main(["--runs-dir", str(tmp_path)])

@@ -143,8 +143,8 @@ async def test_a_prefill_worker_that_does_not_finish(fault: Fault) -> None:
         await r.check_nothing_is_left()
 
 
-async def test_a_prefill_worker_that_lacks_something_computes_the_rest() -> None:
-    """It refuses to finish, and is sent the commit."""
+async def test_a_prefill_worker_that_lacks_something_loses_the_session() -> None:
+    """The decode worker has been told meanwhile that it goes on, and waits."""
     async with rig() as r:
         r.pair.decode.max_rest_tokens = 64
         r.pair.prefill.refusals["finish"] = "closed"
@@ -152,8 +152,8 @@ async def test_a_prefill_worker_that_lacks_something_computes_the_rest() -> None
         deltas = await write_prompt(session)
         await session.close()
         assert answer_of(deltas) == ANSWER
-        assert (session.served_by, session.fallback) == ("incremental", None)
-        assert r.pair.prefill.calls == ["open", "append", "finish", "commit"]
+        assert (session.served_by, session.fallback) == ("plain", "lost")
+        assert "abort" in r.pair.decode.calls
         await r.check_nothing_is_left()
 
 
@@ -545,6 +545,19 @@ async def test_what_an_append_costs_is_learnt_for_each_prefill_worker_and_all_se
         await second.append(HEAD)
         assert sum(map(len, second._remote.pair.prefill_worker.costs._seen.values())) == 4, "none counts twice"
         await second.close()
+
+
+@pytest.mark.parametrize(("decode", "price"), [("box/card1", 0.25), ("box/card0", 1.0)])
+async def test_an_append_costs_others_what_they_would_have_had_of_the_worker(decode: str, price: float) -> None:
+    async with rig() as r:
+        r.pair.prefill.places, r.pair.decode.places = ("box/card0",), (decode,)
+        r.pair.prefill.passes, r.pair.prefill.load = passes((16, 0.028), (64, 0.052)), 0.25
+        session = r.session()
+        await session.append(HEAD)
+        assert session.append_cost is not None
+        assert session.append_cost.price == price
+        assert r.sessions.append_cost("m") == session.append_cost
+        await session.close()
 
 
 async def test_a_worker_that_has_been_silent_is_asked_as_a_run_begins() -> None:
