@@ -54,6 +54,7 @@ SPECULATIVE_META = f"{_MANAGERS}.tokenizer_manager.TokenizerManager._calculate_s
 SPECULATIVE_FLAGS = "sglang.srt.arg_groups.speculative_hook.handle_speculative_decoding"
 DUMMY_WEIGHTS = "sglang.srt.model_loader.weight_utils.initialize_dummy_weights"
 NIXL_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
+TORCH_NATIVE_DECODE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_decode"
 TORCH_NATIVE_EXTEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_extend"
 
 

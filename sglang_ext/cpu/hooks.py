@@ -19,6 +19,12 @@ HOOKS = (
         "NIXL's connector takes KV buffers for GPU memory; on CPU they are host memory",
     ),
     compat.Hook(
+        compat.TORCH_NATIVE_DECODE,
+        "around",
+        attention.decode,
+        "torch has no fast kernel for one query of several heads on one of keys, in bfloat16 above all",
+    ),
+    compat.Hook(
         compat.TORCH_NATIVE_EXTEND,
         "around",
         attention.extend,

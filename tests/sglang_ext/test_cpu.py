@@ -125,3 +125,33 @@ def test_an_encoder_goes_to_the_stock_extend() -> None:
     (*arguments, _), options = _call(torch.float32, [(4, 4)])
     options["encoder_lens"] = torch.tensor([1])
     assert attention.extend(lambda *_, **__: "stock", None, *arguments, **options) == "stock"
+
+
+def _decode_call(dtype: torch.dtype, lengths: list[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a decode step of sequences with so many tokens each."""
+    arguments, options = _call(dtype, [(length - 1, 1) for length in lengths])
+    return arguments[:7], options | {"causal": False}
+
+
+@pytest.mark.parametrize("lengths", [[1], [40], [100, 1, 16, 300]])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_decode_equals_the_stock_one(dtype: torch.dtype, tolerance: float, lengths: list[int]) -> None:
+    arguments, options = _decode_call(dtype, lengths)
+    expected = TorchNativeAttnBackend._run_sdpa_forward_decode(None, *arguments, **options).clone()
+    arguments[1].fill_(float("nan"))
+
+    def not_called(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the stock decode was used")
+
+    got = attention.decode(not_called, None, *arguments, **options, sliding_window_size=None)
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "change", [{"causal": True}, {"is_cross_attn": True}, {"sliding_window_size": 8}, {"something_new": 1}]
+)
+def test_what_is_not_plain_goes_to_the_stock_decode(change: dict[str, Any]) -> None:
+    arguments, options = _decode_call(torch.float32, [4])
+    assert attention.decode(lambda *_, **__: "stock", None, *arguments, **options | change) == "stock"
+    encoder = torch.tensor([1])
+    assert attention.decode(lambda *_, **__: "stock", None, *arguments, encoder, **options) == "stock"
