@@ -108,6 +108,7 @@ def test_what_is_traced_is_told_with_its_span() -> None:
     logging.getLogger("shell_router").info("something")
     begin(About(run="run-1"))
     logging.getLogger("shell_router").info("something else")
+    begin(About())
     traced, other = (json.loads(line) for line in stream.getvalue().splitlines())
     assert (traced["trace_id"], traced["span_id"]) == ("a" * 32, "b" * 16)
     assert not {"trace_id", "span_id"} & other.keys()
