@@ -36,6 +36,8 @@ _SERVICE = "graft"
 """`service.name` where the environment names none."""
 _SCOPE = "graft.shell_router"
 _NANOSECONDS = 1_000_000_000
+_LAST_S = 2.0
+"""For a collector to take what is left when the router ends: who ends it does not wait long."""
 
 
 def missing_packages() -> tuple[str, ...]:
@@ -73,19 +75,28 @@ async def open_exporter(config: RouterConfig) -> AsyncIterator[Exporter | None]:
     resource = _resource()
     # Both are ended here, in order, and not when the interpreter ends.
     tracers = TracerProvider(resource=resource, id_generator=GivenIds(), shutdown_on_exit=False)
-    tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True)))
+    spans, metrics = OTLPSpanExporter(endpoint=endpoint, insecure=True), None
+    tracers.add_span_processor(BatchSpanProcessor(spans))
     readers = []
     # For collectors that take traces alone; the variable is OpenTelemetry's own.
     if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=endpoint, insecure=True)))
+        metrics = OTLPMetricExporter(endpoint=endpoint, insecure=True)
+        readers.append(PeriodicExportingMetricReader(metrics))
     meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
     providers = {model.name: model.backend for model in config.models}
     logger.info("runs are told to %s (OTLP)", config.otlp_endpoint)
     try:
         yield Exporter(tracers, meters, providers)
     finally:
-        # They wait for the collector, as long as it is given.
-        await asyncio.gather(asyncio.to_thread(tracers.shutdown), asyncio.to_thread(meters.shutdown))
+        ending = asyncio.gather(asyncio.to_thread(tracers.shutdown), asyncio.to_thread(meters.shutdown))
+        ended, _ = await asyncio.wait([ending], timeout=_LAST_S)
+        if not ended:
+            logger.warning("%s did not take all there was to tell", config.otlp_endpoint)
+            for each in (spans, metrics):
+                if each is not None:
+                    # It gives up what is under way, for which the others wait.
+                    each.shutdown()
+            await ending
 
 
 class Exporter:
