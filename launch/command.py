@@ -139,6 +139,7 @@ def plan(
         allow_forced=asked.allow_forced,
         cors_origins=asked.cors_origins,
         log=asked.log,
+        otlp_endpoint=config.otlp_endpoint,
     )
     shell_router = Service(
         url=f"http://{config.address(asked.host) if listen == _ALL_ADDRESSES else listen}:{port}",
@@ -208,23 +209,24 @@ def _model_plan(
     placements: Mapping[str, Placement],
 ) -> ModelPlan:
     workers = tuple(
-        _worker(one, path, config.address(one.config.host), choose_port, placements.get(one.name))
+        _worker(config, one, path, choose_port, placements.get(one.name))
         for one in config.workers()
         if one.model is model
     )
-    router = _sglang_router(model, config.address(model.router.host), workers, choose_port)
+    router = _sglang_router(config, model, workers, choose_port)
     return ModelPlan(name=model.name, workers=workers, router=router)
 
 
 def _worker(
+    cluster: ClusterConfig,
     one: ConfiguredWorker,
     path: str,
-    address: str,
     choose_port: Callable[[], int],
     placement: Placement | None,
 ) -> Worker:
     _, name, role, model, config = one
     assert model.device is not None
+    address = cluster.address(config.host)
     port = config.port or choose_port()
     bootstrap_port = config.bootstrap_port or choose_port() if isinstance(config, PrefillConfig) else None
     argv = [
@@ -264,6 +266,7 @@ def _worker(
         argv += ["--speculative-algorithm", DRAFTING_ALGORITHM, "--speculative-num-draft-tokens", width]
     if model.device == "cpu":
         argv += _cpu_flags(role)
+    argv += _trace_flags(cluster)
     flags = [*model.flags, *config.flags]
     argv += [*_priority_flags(flags), *flags]
     return Worker(
@@ -275,12 +278,26 @@ def _worker(
         command=Command(
             name=name,
             argv=tuple(argv),
-            env=_worker_env(model, config, placement) | _network_env(config, address),
+            env=_worker_env(model, config, placement) | _network_env(config, address) | _trace_env(cluster, name),
             # A crashed worker would wait a minute and more for core dumps before it exits.
             defaults={"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0", "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0"},
             cores=config.cores,
         ),
     )
+
+
+def _trace_flags(cluster: ClusterConfig) -> list[str]:
+    """SGLang's workers and sglang-router call them alike."""
+    if cluster.otlp_endpoint is None:
+        return []
+    return ["--enable-trace", "--otlp-traces-endpoint", cluster.otlp_endpoint]
+
+
+def _trace_env(cluster: ClusterConfig, name: str) -> dict[str, str]:
+    """Variables of a worker that traces: what it is called there, and how the collector is spoken to."""
+    if cluster.otlp_endpoint is None:
+        return {}
+    return {"OTEL_SERVICE_NAME": name, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}
 
 
 def _priority_flags(flags: Sequence[str]) -> list[str]:
@@ -346,8 +363,9 @@ def _network_env(config: DecodeConfig, address: str) -> dict[str, str]:
 
 
 def _sglang_router(
-    model: ModelConfig, address: str, workers: tuple[Worker, ...], choose_port: Callable[[], int]
+    cluster: ClusterConfig, model: ModelConfig, workers: tuple[Worker, ...], choose_port: Callable[[], int]
 ) -> Service:
+    address = cluster.address(model.router.host)
     port = model.router.port or choose_port()
     argv = [
         *(sys.executable, "-m", "sglang_router.launch_router"),
@@ -376,6 +394,9 @@ def _sglang_router(
             argv += [f"--{worker.role}", worker.url]
             if worker.bootstrap_port is not None:
                 argv.append(str(worker.bootstrap_port))
+    if model.via == "sglang_router":
+        # Elsewhere no request passes through it.
+        argv += _trace_flags(cluster)
     return Service(
         url=f"http://{address}:{port}",
         command=Command(name=names.sglang_router(model.name), argv=(*argv, *model.router.flags)),

@@ -21,6 +21,7 @@ from shell_router.config import (
     ClientCaps,
     ConfigError,
     EmbeddingConfig,
+    HostAndPort,
     KeysConfig,
     LimitsConfig,
     LogConfig,
@@ -216,6 +217,9 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     shell_router: ShellRouterConfig
     hosts: dict[Name, HostConfig] = {}
     """The machines of a cluster on several of them. Each machine starts its part: `graft up CFG --host NAME`."""
+    otlp_endpoint: HostAndPort | None = None
+    """A collector of OpenTelemetry's traces and metrics (OTLP over gRPC), `HOST:PORT` as all machines reach it. With it
+    the shell router and the workers trace; without it nobody does. Wants `graft-moa[otel]`."""
     startup_timeout_s: PositiveFloat = 600.0
     """From the first process to the last one that is ready, those of other machines that these wait for included."""
 

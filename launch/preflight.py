@@ -32,6 +32,11 @@ DISK_GB = 1.0
 """For a built checkpoint and logs."""
 CPU_WORKER_GB = 2.0
 """Memory that a worker with a small model on the CPU engine was seen to take."""
+_TELEMETRY = (
+    "opentelemetry-sdk",
+    "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry-exporter-otlp-proto-http",
+)
 _INSTALL = "`make setup` installs it for the CPU engine, `pip install 'graft-moa[gpu]'` for GPUs"
 
 
@@ -94,6 +99,7 @@ def _machine(config: ClusterConfig, host: str | None) -> Iterator[str]:
     yield from _ports(config, host)
     yield from _space(config, host)
     yield from _embedding(config, host)
+    yield from _telemetry(config)
     yield from _keys(config, host)
 
 
@@ -192,6 +198,20 @@ def _embedding(config: ClusterConfig, host: str | None) -> Iterator[str]:
             "$.shell_router.embedding: the package sentence-transformers is not installed; "
             "`pip install 'graft-moa[early-exit]'` installs it"
         )
+
+
+def _telemetry(config: ClusterConfig) -> Iterator[str]:
+    """A worker that is to trace and cannot ends at once. SGLang wants both ways of export, whichever it takes."""
+    if config.otlp_endpoint is None:
+        return
+    for package in _TELEMETRY:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield (
+                f"$.otlp_endpoint: the package {package} is not installed; `pip install 'graft-moa[otel]'` installs it"
+            )
+            return
 
 
 def _installed(module: str) -> bool:

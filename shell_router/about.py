@@ -1,17 +1,22 @@
-"""What the work at hand is about, for the log: a request, and its run."""
+"""What the work at hand is about, for the log and for whom it asks: a request, its run, and where in a trace it is."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from shell_router.trace_context import TraceContext
+
 
 @dataclass
 class About:
-    """Ids; None where there is none, or none yet."""
+    """None is what there is not, or not yet."""
 
     request: str | None = None
     run: str | None = None
+    """Ids of these."""
+    trace: TraceContext | None = None
+    """The span that the work is a part of, where runs are traced."""
 
 
 _CURRENT: ContextVar[About | None] = ContextVar("about", default=None)

@@ -24,6 +24,8 @@ from shell_router.metrics import Metrics
 from shell_router.prepare import Preparer, load_trees
 from shell_router.scores import load_scores
 from shell_router.service import Service
+from shell_router.telemetry.exporter import Exporter, open_exporter
+from shell_router.telemetry.propagation import send_on, take_up
 from shell_router.tenants import ANYONE, Tenant
 from shell_router.tokenizer import HubTokenizer
 from shell_router.transport.capabilities import describe, probe
@@ -51,14 +53,19 @@ def build_app(
     cors_origins: Sequence[str] = (),
     sessions: SessionCounts | None = None,
     overview: workers.Overview | None = None,
+    exporter: Exporter | None = None,
 ) -> web.Application:
     """The application around `service`; bodies larger than `body_bytes` are refused, and what `guard` refuses.
     Without a guard all requests are of `anyone`. Pages of `cors_origins` may call, `*` stands for all.
 
     A client that takes nothing of an answer for `client_stall_s` is let go. `sessions` is for the metrics,
-    `overview` for the list of workers.
+    `overview` for the list of workers. With an `exporter` runs are traced.
     """
     middlewares: list[Middleware] = [number, allow_pages(cors_origins), tell_errors]
+    if exporter is not None:
+        middlewares.append(take_up)
+        service.tracing = exporter.begin
+        service.observers.append(exporter.observe)
     if guard is not None:
         middlewares.append(guard.middleware)
     app = web.Application(middlewares=middlewares, client_max_size=body_bytes)
@@ -89,8 +96,10 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
     scores = load_scores(config.scores, {tree.name: tree for tree in trees}, config.embedding)
     tokenizers = _tokenizers(models, trees)
     connector = aiohttp.TCPConnector(limit=0)
+    middlewares = (*workers_key(config), *(() if config.otlp_endpoint is None else (send_on,)))
     async with (
-        aiohttp.ClientSession(connector=connector, read_bufsize=2**20, middlewares=workers_key(config)) as client,
+        open_exporter(config) as exporter,
+        aiohttp.ClientSession(connector=connector, read_bufsize=2**20, middlewares=middlewares) as client,
         open_assessor(config.embedding, tuple(scores.values())) as assessor,
         open_rosters(models, client) as rosters,
     ):
@@ -127,6 +136,7 @@ async def open_app(config: RouterConfig) -> AsyncIterator[web.Application]:
             anyone=Tenant(None, operator=True, caps=config.caps),
             sessions=incremental.counts,
             overview=partial(overview, pairs),
+            exporter=exporter,
         )
 
 

@@ -22,6 +22,7 @@ NonNegativeFloat = Annotated[float, Meta(ge=0)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Via = Literal["direct", "sglang_router"]
+HostAndPort = Annotated[str, Meta(pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
@@ -194,6 +195,9 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cors_origins: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
     """Origins of browsers' pages that may call (`https://chat.example`); `*` stands for all."""
     log: LogConfig = LogConfig()
+    otlp_endpoint: HostAndPort | None = None
+    """Where runs are told of as OpenTelemetry's traces and metrics (OTLP over gRPC): a collector, `HOST:PORT`. Without
+    it there is none of that. Wants `graft-moa[otel]`."""
     workers_key_env: Annotated[str, Meta(min_length=1)] | None = None
     """Name of the environment variable that holds the key that SGLang's workers and sglang-routers want (`--api-key`),
     one for all of them."""

@@ -33,7 +33,8 @@ def configure(config: LogConfig, stream: TextIO = sys.stderr) -> None:
 
 class JsonFormatter(logging.Formatter):
     """A record as a JSON object: `time` (ISO 8601, UTC), `level`, `logger`, `message`, `request` and `run` if it is
-    about some, `error` (a traceback), and what the record has of its own."""
+    about some, `trace_id` and `span_id` where runs are traced, `error` (a traceback), and what the record has of its
+    own."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -45,6 +46,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "request": about.request,
             "run": about.run,
+            "trace_id": None if about.trace is None else about.trace.trace_id,
+            "span_id": None if about.trace is None else about.trace.span_id,
             "error": self.formatException(record.exc_info) if record.exc_info else None,
             **getattr(record, _FIELDS, {}),
         }

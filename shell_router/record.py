@@ -15,6 +15,7 @@ from shell_router.core.paying import Withheld
 from shell_router.core.plan import ChunkPolicy
 from shell_router.core.routing import Choice, Evidence, RoutingTerms
 from shell_router.core.tree import FailurePolicy
+from shell_router.trace_context import RunTrace
 
 Mode = Literal["blocking", "spliced"]
 Transport = Literal["incremental", "resend"]
@@ -51,6 +52,7 @@ class RunHead(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     """The name of the key that the run was asked for with."""
     drafts: DraftMode = "auto"
+    trace: RunTrace | None = None
 
 
 class DraftRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,6 +299,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     question: str
     owner: str | None = None
     """The name of the key that it was asked for with."""
+    trace: RunTrace | None = None
+    """The trace that its spans are in, where runs are traced."""
     agents: tuple[AgentRecord, ...]
     ttft_s: float | None
     """First token of the run's answer; of a root that thinks, of its thinking."""

@@ -74,6 +74,7 @@ def record_of(
         routing=_routing_record(plan),
         question=head.question,
         owner=head.owner,
+        trace=head.trace,
         agents=agents,
         ttft_s=ending.ttft_s,
         duration_s=ending.duration_s,

@@ -44,6 +44,7 @@ from shell_router.event_log import EventLog
 from shell_router.record import ReplayRecord, RunHead, RunRecord, RunSummary
 from shell_router.recording import Way, record_of, summary_of
 from shell_router.replay.beginning import beginning_of
+from shell_router.trace_context import append_span, chat_span, run_span
 from shell_router.transport.base import PrefillSession
 from shell_router.transport.times import milestones_of
 
@@ -92,7 +93,7 @@ class Run:
         Cancelling this coroutine cancels the run; the engines are told before it returns.
         """
         # Of a request that may be answered long before.
-        begin(About(request=current().request, run=self.head.id))
+        self._be_about(run_span)
         try:
             self._handle(Started(at=0.0))
             while self._plan.outcome is None:
@@ -104,6 +105,12 @@ class Run:
             self._end(Cancelled(at=self._now(), reason="cancelled"))
             # Shielded: a second cancellation must not leave requests running on the workers.
             await asyncio.shield(self._settle())
+
+    def _be_about(self, span: Callable[..., str], *of: str | int) -> None:
+        """Have this task be about the run and, where that is traced, about its span of the id `span(run, *of)`."""
+        trace = self.head.trace
+        context = None if trace is None else trace.at(span(self.head.id, *of))
+        begin(About(request=current().request, run=self.head.id, trace=context))
 
     def _end(self, event: Broke | Cancelled) -> None:
         """Conclude the run with `event` if it has not concluded, whatever is wrong."""
@@ -296,11 +303,13 @@ class Run:
 
     async def _append(self, command: Append) -> None:
         session = self._sessions[command.agent]
+        self._be_about(append_span, command.agent, len(self._plan.progress[command.agent].chunks))
         await session.append(command.ids)
         self._inbox.put_nowait(Appended(at=self._now(), agent=command.agent, cost=session.append_cost))
 
     async def _commit(self, command: Commit) -> None:
         agent = command.agent
+        self._be_about(chat_span, agent)
         commit = self._sessions[agent].commit(
             command.ids, keep=command.keep, answered=command.answered, references=command.references
         )

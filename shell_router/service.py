@@ -27,6 +27,7 @@ from shell_router.record import RunHead, RunRecord, Transport
 from shell_router.run import Run
 from shell_router.speeds import Speeds
 from shell_router.tenants import ANYONE, Tenant
+from shell_router.trace_context import RunTrace, TraceContext
 from shell_router.transport.base import Engine, GenerateRequest, PrefillSession, SessionFactory
 from shell_router.transport.forced import ForcedSession, forced_request
 from shell_router.transport.mending import MendingSession
@@ -42,6 +43,8 @@ _PREPARED_AT_ONCE = 20_000
 
 Observer = Callable[[RunRecord, float], None]
 """Told each run that has ended, and the seconds it had waited for its place."""
+Tracing = Callable[[str, TraceContext | None], RunTrace]
+"""The trace of a run that begins, by its id and by the span that its client is in, if it says so."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Service:
         self.admission = admission or Admission(running=limits.concurrent_runs, waiting=limits.queued_runs)
         self._speeds = Speeds()
         self.observers: list[Observer] = [self._speeds.observe]
+        self.tracing: Tracing | None = None
+        """None where runs are not traced."""
         self._preparing = asyncio.Lock()
         self._running: dict[str, _Running] = {}
         self.archive = Archive(most_runs=limits.finished_runs, most_bytes=limits.finished_bytes)
@@ -175,6 +180,7 @@ class Service:
             question=request.conversation[-1].content,
             owner=owner,
             drafts=options.drafts,
+            trace=None if self.tracing is None else self.tracing(run_id, current().trace),
         )
         run = Run(
             head, self._preparer.plan(prepared, self._append_costs(prepared), self._speeds), sessions, self._assessor

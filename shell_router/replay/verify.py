@@ -144,6 +144,7 @@ def _compare(plan: Plan, record: RunRecord, sent: dict[str, tuple[int, ...]]) ->
         question=record.question,
         owner=record.owner,
         drafts=record.drafts,
+        trace=record.trace,
     )
     ways = {agent.id: Way(agent.served_by, agent.fallback) for agent in record.agents}
     found = record_of(head, plan, ways, {agent.id: agent.replay for agent in record.agents})

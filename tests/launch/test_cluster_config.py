@@ -42,6 +42,8 @@ def model(document: dict[str, Any]) -> dict[str, Any]:
         (lambda d: d.pop("name"), "missing required field `name`", ""),
         (lambda d: d.update(name="a b"), "matching regex", "$.name"),
         (lambda d: d.update(models=[]), "length >= 1", "$.models"),
+        (lambda d: d.update(otlp_endpoint="http://host:4317"), "matching regex", "$.otlp_endpoint"),
+        (lambda d: d.update(otlp_endpoint="host"), "matching regex", "$.otlp_endpoint"),
         (lambda d: model(d).pop("prefill"), "`decode` workers need at least one `prefill`", "$.models[0].prefill"),
         (lambda d: model(d).update(decode=[]), "`prefill` workers need at least one `decode`", "$.models[0].decode"),
         (lambda d: model(d).update(prefill=[], decode=[]), "or `regular` workers, or `openai`", "$.models[0]"),

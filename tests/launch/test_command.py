@@ -24,12 +24,19 @@ from launch.gpu.place import Placement
 from launch.names import EMBEDDING
 from sglang_ext.protocol import STATUS_PATH
 from sglang_ext.settings import DRAFTING_ALGORITHM, SessionSettings
-from shell_router.config import EmbeddingConfig, PairConfig
+from shell_router.config import EmbeddingConfig, PairConfig, Via
 from shell_router.core.thinking import ThinkingMarks
 
 
-def planned(*models: ModelConfig, shell_router: ShellRouterConfig | None = None) -> Plan:
-    config = ClusterConfig(name="c", models=models, shell_router=shell_router or ShellRouterConfig(trees=("/t.json",)))
+def planned(
+    *models: ModelConfig, shell_router: ShellRouterConfig | None = None, otlp_endpoint: str | None = None
+) -> Plan:
+    config = ClusterConfig(
+        name="c",
+        models=models,
+        shell_router=shell_router or ShellRouterConfig(trees=("/t.json",)),
+        otlp_endpoint=otlp_endpoint,
+    )
     ports = itertools.count(20001)
     paths = {path: f"/resolved/{path}" for _, path in config.paths()}
     return plan(config, paths, lambda: next(ports), Path("/run/r.json"))
@@ -80,6 +87,27 @@ def test_cpu_workers() -> None:
         ):
             assert flag in command.argv
         assert f"http://{value(command, '--host')}:{value(command, '--port')}" == worker.url
+
+
+@pytest.mark.parametrize("via", ["direct", "sglang_router"])
+def test_one_field_has_all_trace_that_requests_pass(via: Via) -> None:
+    plan = planned(msgspec.structs.replace(cpu_model(), via=via), otlp_endpoint="10.0.0.7:4317")
+    assert plan.router_config.otlp_endpoint == "10.0.0.7:4317"
+    for worker in plan.workers:
+        assert "--enable-trace" in worker.command.argv
+        assert value(worker.command, "--otlp-traces-endpoint") == "10.0.0.7:4317"
+        assert worker.command.env["OTEL_SERVICE_NAME"] == worker.command.name
+        assert worker.command.env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "grpc"
+    (model,) = plan.models
+    assert ("--enable-trace" in model.router.command.argv) == (via == "sglang_router")
+
+
+def test_nobody_traces_unasked() -> None:
+    plan = planned(cpu_model())
+    assert plan.router_config.otlp_endpoint is None
+    for command in (*(worker.command for worker in plan.workers), plan.models[0].router.command):
+        assert not [flag for flag in command.argv if "trace" in flag]
+        assert not [name for name in command.env if name.startswith("OTEL")]
 
 
 @pytest.mark.parametrize("flags", [(), ("--max-running-requests", "8")])

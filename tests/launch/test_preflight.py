@@ -188,6 +188,23 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.Mon
     preflight.check(config(ModelConfig(name="m", path="o/m", openai=server)))
 
 
+@pytest.mark.parametrize("missing", ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"])
+def test_what_traces_are_exported_with(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == missing:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.45.2" if name.startswith("opentelemetry") else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    traced = msgspec.structs.replace(config(), otlp_endpoint="127.0.0.1:4317")
+    assert problem(traced) == (
+        f"$.otlp_endpoint: the package {missing} is not installed; `pip install 'graft-moa[otel]'` installs it"
+    )
+    assert not list(preflight.find_problems(config())), "nothing is wanted where nobody traces"
+
+
 def test_disk_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3e8))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))

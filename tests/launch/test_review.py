@@ -193,6 +193,13 @@ def test_flags_are_tried_by_the_programs_own_parsers(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.heavy
+def test_the_flags_with_which_they_trace_are_known_to_the_programs(tmp_path: Path) -> None:
+    flags = ["--enable-trace", "--otlp-traces-endpoint", "10.0.0.7:4317"]
+    config = cluster(tmp_path, model={"flags": flags, "router": {"flags": flags}})
+    assert list(review_flags(config, None)) == []
+
+
 def test_without_flags_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.flags.subprocess.run", None)
     assert list(review_flags(cluster(tmp_path), None)) == []

@@ -12,10 +12,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from shell_router.about import About, begin
 from shell_router.app import build_app
 from shell_router.config import LogConfig
 from shell_router.edge import Runner
 from shell_router.logs import AccessLog, access_logger, configure
+from shell_router.trace_context import TraceContext
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from tests.shell_router.scripted import agent_of
@@ -96,3 +98,17 @@ def test_a_record_is_one_line_whatever_it_says() -> None:
     assert told["message"] == 'a client said "\n{"level": "info"}\n'
     assert told["error"].endswith("ValueError: one\ntwo")
     assert "run" not in told
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_is_traced_is_told_with_its_span() -> None:
+    stream = io.StringIO()
+    configure(LogConfig(format="json"), stream)
+    begin(About(run="run-1", trace=TraceContext(trace_id="a" * 32, span_id="b" * 16, sampled=True)))
+    logging.getLogger("shell_router").info("something")
+    begin(About(run="run-1"))
+    logging.getLogger("shell_router").info("something else")
+    begin(About())
+    traced, other = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (traced["trace_id"], traced["span_id"]) == ("a" * 32, "b" * 16)
+    assert not {"trace_id", "span_id"} & other.keys()
