@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: help setup demo test test-fast test-slow lint format schema clean
+.PHONY: help setup demo docs test test-fast test-slow lint format schema clean
 
 # What is built and what runs stays in the checkout unless you say otherwise.
 export GRAFT_HOME ?= $(CURDIR)/.graft
@@ -43,6 +43,9 @@ lint: setup ## style, types and who may import whom
 	@$(BIN)/lint-imports
 	@$(BIN)/graft schema --check
 
+docs: setup ## the documentation as a site, in .site/html; warnings are errors
+	@bash requirements/docs.sh
+
 format: setup ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -57,5 +60,5 @@ clean: ## stop clusters; remove .venv, built models and caches (not runs/)
 	        [[ -e $$state ]] && $(BIN)/graft down "$$(basename "$$state" .json)"; \
 	    done; true; \
 	fi
-	@rm -rf .venv .graft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .graft .site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

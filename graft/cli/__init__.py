@@ -166,6 +166,12 @@ def _schema(arguments: list[str]) -> int:
     return schema.main(arguments)
 
 
+def _reference(arguments: list[str]) -> int:
+    from graft.cli import reference
+
+    return reference.main(arguments)
+
+
 def _experiment(arguments: list[str]) -> int:
     from experiments.settings import command
 
@@ -246,6 +252,7 @@ COMMANDS: Mapping[str, Command] = {
     "plan": Command("show which worker would run on which GPU; start nothing", _plan),
     "cards": Command("show the GPUs of this machine and their links", _cards),
     "schema": Command("write the JSON Schemas in cfgs/schema from the types", _schema),
+    "reference": Command("write reference pages of commands, configuration files and HTTP API", _reference),
     "run": Command("compare settings (trees, and how they are run) on the same workers", _experiment),
     "report": Command("tables and pictures of experiments", _report),
     "replay": Command("let recorded runs decide again, without an engine", _replay),
