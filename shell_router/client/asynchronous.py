@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Required, Self, TypedDict, TypeVar, Unpack
+from typing import Any, NamedTuple, NoReturn, Required, Self, TypedDict, TypeVar, Unpack
 
 import aiohttp
 import msgspec
@@ -16,6 +17,9 @@ from shell_router.client.key import client_key
 from shell_router.core.messages import Message
 from shell_router.options import RunOptions
 from shell_router.record import RunRecord, RunState, RunSummary
+from shell_router.views import AgentDetail, Timeline
+from shell_router.watching import Frame
+from shell_router.worker_view import WorkerView
 
 T = TypeVar("T")
 
@@ -24,6 +28,10 @@ CALL_TIMEOUT_S = 60.0
 """For everything but a run."""
 SILENCE_S = 600.0
 """Longest silence of the router in a run: in blocking mode nothing comes before all precursors have answered."""
+_WATCHING = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=60.0)
+"""A stream that says nothing has a comment every 15 s."""
+_COMES_BACK, _PAUSE_S = 5, 0.5
+"""How often in a row a connection is made anew that has brought nothing, and after what pause."""
 _DONE = "[DONE]"
 _WORDS = 300
 """Most characters of an error page that is not ours."""
@@ -66,6 +74,10 @@ class _Models(msgspec.Struct):
 
 class _Runs(msgspec.Struct):
     data: tuple[RunSummary, ...]
+
+
+class _Workers(msgspec.Struct):
+    data: tuple[WorkerView, ...]
 
 
 class Asked(TypedDict, total=False):
@@ -133,15 +145,49 @@ class AsyncClient:
 
     def stream(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> Stream:
         """The same piece by piece: `async with client.stream(...) as pieces: async for piece in pieces: ...`."""
-        messages = [Message(role="user", content=question)] if isinstance(question, str) else question
-        names = {"tree": "model", "options": "graft"}
-        body = {
-            "messages": [{"role": each.role, "content": each.content} for each in messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **{names.get(name, name): value for name, value in asked.items()},
-        }
+        body = _chat(question, asked) | {"stream": True, "stream_options": {"include_usage": True}}
         return Stream(self._session, f"{self.url}/v1/chat/completions", msgspec.json.encode(body), self._run_timeout)
+
+    async def begin(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> RunSummary:
+        """Begin a run that goes on without this program: `watch` it, and `cancel` ends it."""
+        return await self._call("POST", "/v1/runs", RunSummary, msgspec.json.encode(_chat(question, asked)))
+
+    async def watch(self, run_id: str) -> AsyncGenerator[Frame, None]:
+        """What changes in a run, until it is over. A connection that breaks is made anew, and nothing is lost."""
+        mark: str | None = None
+        failures = 0
+        while True:
+            headers = {} if mark is None else {"Last-Event-ID": mark}
+            try:
+                async with self._session.get(
+                    f"{self.url}/v1/runs/{run_id}/watch", headers=headers, timeout=_WATCHING
+                ) as response:
+                    await raise_for_status(response)
+                    async for event in read_events(response):
+                        if event.data == _DONE:
+                            return
+                        failures, mark = 0, event.mark
+                        yield msgspec.json.decode(event.data, type=Frame)
+            except (TimeoutError, aiohttp.ClientError) as error:
+                why = describe(error)
+            else:
+                why = f"the stream ended without {_DONE}"
+            failures += 1
+            if failures > _COMES_BACK:
+                raise ClientError(f"run {run_id} cannot be watched: {why}")
+            await asyncio.sleep(_PAUSE_S)
+
+    async def timeline(self, run_id: str) -> Timeline:
+        """What each agent was doing when."""
+        return await self._get(f"/v1/runs/{run_id}/timeline", Timeline)
+
+    async def agent(self, run_id: str, agent: str) -> AgentDetail:
+        """One agent's prompt, with its slots, and answer."""
+        return await self._get(f"/v1/runs/{run_id}/agents/{agent}", AgentDetail)
+
+    async def workers(self) -> tuple[WorkerView, ...]:
+        """The workers as the router knows them."""
+        return (await self._get("/v1/workers", _Workers)).data
 
     async def trees(self) -> tuple[str, ...]:
         """Names of the trees that are served."""
@@ -165,7 +211,7 @@ class AsyncClient:
         try:
             async with self._session.get(url, timeout=timeout) as response:
                 await raise_for_status(response)
-                async for data in read_events(response):
+                async for data, _ in read_events(response):
                     if data == _DONE:
                         return tuple(lines)
                     lines.append(data)
@@ -189,10 +235,10 @@ class AsyncClient:
     async def _get(self, path: str, kind: type[T]) -> T:
         return await self._call("GET", path, kind)
 
-    async def _call(self, method: str, path: str, kind: type[T]) -> T:
-        body = await self._read(method, path)
+    async def _call(self, method: str, path: str, kind: type[T], body: bytes | None = None) -> T:
+        answer = await self._read(method, path, body)
         try:
-            return msgspec.json.decode(body, type=kind)
+            return msgspec.json.decode(answer, type=kind)
         except msgspec.DecodeError as error:
             raise ClientError(f"{self.url}{path} does not answer like a shell router: {error}") from error
 
@@ -255,7 +301,7 @@ class Stream:
                 self._url, data=self._body, headers={"Content-Type": "application/json"}, timeout=self._timeout
             ) as response:
                 await raise_for_status(response)
-                async for data in read_events(response):
+                async for data, _ in read_events(response):
                     now = time.perf_counter() - start
                     if data == _DONE:
                         if self.run_id is None or self.opened_s is None:
@@ -300,6 +346,16 @@ class Stream:
         return chunk
 
 
+def _chat(question: str | Sequence[Message], asked: Asked) -> dict[str, Any]:
+    """The body of a chat."""
+    messages = [Message(role="user", content=question)] if isinstance(question, str) else question
+    names = {"tree": "model", "options": "graft"}
+    return {
+        "messages": [{"role": each.role, "content": each.content} for each in messages],
+        **{names.get(name, name): value for name, value in asked.items()},
+    }
+
+
 async def raise_for_status(response: aiohttp.ClientResponse) -> None:
     """Raise `ClientError` with what the error answer says."""
     if response.status < 400:
@@ -307,14 +363,24 @@ async def raise_for_status(response: aiohttp.ClientResponse) -> None:
     _raise(response.status, await response.text(errors="replace"))
 
 
-async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[str]:
-    """The `data` of each server-sent event. Lines have no upper length, so aiohttp's line reader does not fit."""
-    rest = b""
+class Event(NamedTuple):
+    """A server-sent event."""
+
+    data: str
+    mark: str | None
+    """Its id: who comes back with it is told the rest."""
+
+
+async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
+    """The events of a stream. Lines have no upper length, so aiohttp's line reader does not fit."""
+    rest, mark = b"", None
     async for block in response.content.iter_any():
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
-            if line.startswith(b"data:"):
-                yield line.removeprefix(b"data:").strip().decode()
+            if line.startswith(b"id:"):
+                mark = line.removeprefix(b"id:").strip().decode()
+            elif line.startswith(b"data:"):
+                yield Event(line.removeprefix(b"data:").strip().decode(), mark)
 
 
 def describe(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -12,6 +12,9 @@ from shell_router.client.answer import Answer
 from shell_router.client.asynchronous import CALL_TIMEOUT_S, Asked, AsyncClient, Stream
 from shell_router.core.messages import Message
 from shell_router.record import RunRecord, RunState, RunSummary
+from shell_router.views import AgentDetail, Timeline
+from shell_router.watching import Frame
+from shell_router.worker_view import WorkerView
 
 T = TypeVar("T")
 
@@ -64,6 +67,31 @@ class Client:
     def stream(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> SyncStream:
         """See `AsyncClient.stream`: `with client.stream(...) as pieces: for piece in pieces: ...`."""
         return SyncStream(self, self._client.stream(question, **asked))
+
+    def begin(self, question: str | Sequence[Message], **asked: Unpack[Asked]) -> RunSummary:
+        """See `AsyncClient.begin`."""
+        return self._do(self._client.begin(question, **asked))
+
+    def watch(self, run_id: str) -> Iterator[Frame]:
+        """See `AsyncClient.watch`."""
+        frames = self._client.watch(run_id)
+        try:
+            while (frame := self._do(_next(frames))) is not None:
+                yield frame
+        finally:
+            self._do(frames.aclose())
+
+    def timeline(self, run_id: str) -> Timeline:
+        """See `AsyncClient.timeline`."""
+        return self._do(self._client.timeline(run_id))
+
+    def agent(self, run_id: str, agent: str) -> AgentDetail:
+        """See `AsyncClient.agent`."""
+        return self._do(self._client.agent(run_id, agent))
+
+    def workers(self) -> tuple[WorkerView, ...]:
+        """See `AsyncClient.workers`."""
+        return self._do(self._client.workers())
 
     def trees(self) -> tuple[str, ...]:
         """See `AsyncClient.trees`."""
@@ -140,6 +168,10 @@ class SyncStream:
     def answer(self) -> Answer:
         """The whole answer, once its last piece has been read."""
         return self._stream.answer
+
+
+async def _next(frames: AsyncGenerator[Frame, None]) -> Frame | None:
+    return await anext(frames, None)
 
 
 async def _open(url: str, api_key: str | None, run_timeout_s: float | None) -> AsyncClient:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from shell_router.errors import NotAllowed
 from shell_router.handlers.keys import SERVICE, tenant_of
-from shell_router.transport.overview import WorkerView
+from shell_router.worker_view import WorkerView
 
 Overview = Callable[[], Awaitable[Sequence[WorkerView]]]
 OVERVIEW: web.AppKey[Overview] = web.AppKey("overview")

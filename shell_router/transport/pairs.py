@@ -25,10 +25,10 @@ from shell_router.transport.generate import ErrorStatus
 from shell_router.transport.known import Given, Known, Pair, retry_s
 from shell_router.transport.roster import Members, Roster, rosters_of
 from shell_router.transport.workers import Workers
+from shell_router.worker_view import Role
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["prefill", "decode", "regular"]
 
 _PATIENCE_S = 0.05
 """How long a choice waits for news of workers that are known: one in a long forward pass has none until its end."""

@@ -9,11 +9,12 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 from aiohttp import web
 
 from shell_router.app import build_app
-from shell_router.client import Answer, AsyncClient, Client, ClientError, StreamError
+from shell_router.client import Answer, AsyncClient, Client, ClientError, StreamError, asynchronous
 from shell_router.core.messages import Message
 from shell_router.options import RunOptions
 from shell_router.transport.fake import FakeEngine
@@ -110,6 +111,61 @@ async def test_a_run_is_cancelled_by_its_id() -> None:
         assert broke.value.run_id == run.id
 
 
+async def test_a_run_that_is_begun_is_watched_to_its_end() -> None:
+    async with client_of(FakeEngine()) as client:
+        begun = await client.begin("why?", tree="t", seed=3)
+        frames = [frame async for frame in client.watch(begun.id)]
+        assert frames[-1].run.state == "done"
+        texts = {agent.id: "" for agent in frames[0].agents}
+        for piece in (piece for frame in frames for piece in frame.texts):
+            texts[piece.agent] += piece.text
+        record = await client.record(begun.id)
+        assert texts == {agent.id: agent.text for agent in record.agents}
+        root = record.agents[-1].id
+        assert (await client.agent(begun.id, root)).text == texts[root]
+        assert {each.id for each in (await client.timeline(begun.id)).agents} == set(texts)
+        assert await client.workers() == (), "this router knows none"
+        with pytest.raises(ClientError, match="HTTP 404"):
+            await anext(client.watch("nobody"))
+
+
+async def test_who_watches_comes_back_with_what_it_has_had() -> None:
+    """Every connection breaks after one event."""
+    asked: list[str | None] = []
+    whole: list[bytes] = []
+    async with client_of(FakeEngine()) as client:
+        run = await client.begin("why?", tree="t")
+        async with aiohttp.ClientSession() as session, session.get(f"{client.url}/v1/runs/{run.id}/watch") as reply:
+            whole = [event for event in (await reply.read()).strip().split(b"\n\n") if b"data:" in event]
+    assert len(whole) > 2, "frames, and the end"
+
+    async def cut(request: web.Request) -> web.Response:
+        asked.append(mark := request.headers.get("Last-Event-ID"))
+        had = 0 if mark is None else 1 + next(n for n, e in enumerate(whole) if f"id: {mark}".encode() in e)
+        return web.Response(body=whole[had] + b"\n\n", content_type="text/event-stream")
+
+    async with LocalServer([web.get("/v1/runs/r/watch", cut)]) as broken, AsyncClient(broken.url) as client:
+        frames = [frame async for frame in client.watch("r")]
+    assert len(frames) == len(whole) - 1, "the last is [DONE]"
+    assert asked[0] is None
+    assert None not in asked[1:]
+
+
+async def test_a_stream_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asynchronous, "_PAUSE_S", 0.0)
+    asked = 0
+
+    async def nothing(_: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(body=b"", content_type="text/event-stream")
+
+    async with LocalServer([web.get("/v1/runs/r/watch", nothing)]) as broken, AsyncClient(broken.url) as client:
+        with pytest.raises(ClientError, match=r"run r cannot be watched: the stream ended without \[DONE\]"):
+            await anext(client.watch("r"))
+    assert asked == 6
+
+
 async def test_refusals_have_status_code_and_field() -> None:
     async with client_of(FakeEngine()) as client:
         with pytest.raises(ClientError, match=r"HTTP 404: .*\(model_not_found\)") as unknown:
@@ -174,6 +230,11 @@ def test_without_an_event_loop(blocking: Client) -> None:
     assert blocking.record(answer.run_id).agents[-1].text == answer.text
     assert [run.id for run in blocking.runs()] == [pieces.run_id, answer.run_id]
     assert blocking.events(answer.run_id)
+    begun = blocking.begin("why?", tree="t", seed=1)
+    assert [frame.run.state for frame in blocking.watch(begun.id)][-1] == "done"
+    assert blocking.agent(begun.id, "root").text == answer.text
+    assert blocking.timeline(begun.id).run == begun.id
+    assert blocking.workers() == ()
     assert blocking.cancel(answer.run_id).state == "done"
     with pytest.raises(ClientError, match="model_not_found"):
         blocking.ask("why?", tree="x")
