@@ -19,6 +19,8 @@ from sglang_ext import protocol
 TOKENS = range(1000, 40000)
 """Ids of ordinary tokens in the tests' vocabulary."""
 GREEDY = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
+EVERY_APPEND = {"policy": "self_clocked"}
+"""`chunks` of a run: a tiny model's appends cost more than they are worth, so that by default there would be none."""
 
 QUEUES = (
     "prefill_bootstrap_queue_reqs",

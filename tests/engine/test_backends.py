@@ -28,7 +28,7 @@ from shell_router.transport.capabilities import Capabilities, probe
 from shell_router.transport.http import HttpEngine
 from shell_router.transport.openai import OpenAIEngine
 from tests.contract.engine_contract import EngineContract
-from tests.engine.pair import busy
+from tests.engine.pair import EVERY_APPEND, busy
 
 pytestmark = pytest.mark.engine
 
@@ -86,7 +86,7 @@ async def run(cluster: Cluster, mode: str, url: str | None = None) -> RunRecord:
         "model": "tree_3_1",
         "messages": [{"role": "user", "content": "A shop sells pens at 3 dollars. What do 4 pens cost?"}],
         "temperature": 0,
-        "graft": {"mode": mode, "slots": "fixed"},
+        "graft": {"mode": mode, "slots": "fixed", "chunks": EVERY_APPEND},
     }
     async with aiohttp.ClientSession(raise_for_status=True) as client:
         async with client.post(f"{url}/v1/chat/completions", json=body) as reply:

@@ -13,7 +13,7 @@ import pytest
 
 from launch import state
 from launch.cluster import Cluster
-from tests.engine.pair import busy
+from tests.engine.pair import EVERY_APPEND, busy
 from tests.waiting import wait_until
 
 SLACK = 8
@@ -49,7 +49,7 @@ async def cancelled_run(client: aiohttp.ClientSession, url: str, draw: random.Ra
         "model": draw.choice(["chain_2", "tree_3_1", "tree_9_3_1", "exit_9_3_1"]),
         "messages": [{"role": "user", "content": f"What is {draw.randrange(1000)} times {draw.randrange(1000)}?"}],
         "stream": draw.random() < 0.5,
-        "graft": {"mode": draw.choice(["blocking", "spliced"])},
+        "graft": {"mode": draw.choice(["blocking", "spliced"]), "chunks": EVERY_APPEND},
     }
     if draw.random() < 0.3:
         # Agents are cancelled by exits and by deadlines too.

@@ -11,6 +11,7 @@ import pytest
 
 from launch.cluster import Cluster
 from shell_router.config import LimitsConfig, RouterConfig
+from shell_router.core.plan import ChunkPolicy
 from shell_router.core.thinking import ThinkingMarks, ThinkingSetting
 from shell_router.options import ForcedAnswer
 from shell_router.prepare import Preparer
@@ -69,7 +70,9 @@ async def both_modes(service: Service, tokenizer: HubTokenizer, said: str, text:
     }
     records = []
     for mode in ("blocking", "spliced"):
-        run = await record_run(service, mode=mode, slots="fixed", forced=forced)
+        run = await record_run(
+            service, mode=mode, slots="fixed", forced=forced, chunks=ChunkPolicy(policy="self_clocked")
+        )
         assert_replayed(run)
         assert run.record.state == "done"
         assert run.record.agents[0].output_ids == forced["p1"].ids

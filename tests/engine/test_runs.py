@@ -12,6 +12,7 @@ import pytest
 
 from launch.cluster import Cluster
 from shell_router.record import RunRecord
+from tests.engine.pair import EVERY_APPEND
 
 pytestmark = pytest.mark.engine
 
@@ -27,7 +28,8 @@ async def run_of(reply: aiohttp.ClientResponse) -> str:
 
 
 def chat(tree: str, graft: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return {"model": tree, "messages": [{"role": "user", "content": QUESTION}], "graft": graft, **fields}
+    options = {"chunks": EVERY_APPEND, **graft}
+    return {"model": tree, "messages": [{"role": "user", "content": QUESTION}], "graft": options, **fields}
 
 
 async def run_tree(cluster: Cluster, tree: str, **graft: Any) -> RunRecord:
