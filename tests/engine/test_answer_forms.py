@@ -27,9 +27,8 @@ async def asked(cluster: Cluster, tree: str = "chain_2", **fields: Any) -> Any:
 
 @pytest.mark.parametrize("mode", ["blocking", "spliced"])
 async def test_a_schema_holds_the_root_in_either_mode(tiny_cluster: Cluster, mode: str) -> None:
-    answer = await asked(
-        tiny_cluster, response_format=AS_JSON, extra_body={"graft": {"mode": mode, "chunks": EVERY_APPEND}}
-    )
+    options = {"mode": mode, "chunks": EVERY_APPEND}
+    answer = await asked(tiny_cluster, response_format=AS_JSON, extra_body={"graft": options})
     assert answer.choices[0].message.content in ('"yes"', '"no"')
     async with AsyncClient(tiny_cluster.url) as client:
         record = await client.record(answer.id)

@@ -68,11 +68,9 @@ async def both_modes(service: Service, tokenizer: HubTokenizer, said: str, text:
         name: ForcedAnswer(ids=tuple(tokenizer.encode(each, special=True)), text=shown)
         for name, each, shown in (("p1", said, text), ("p2", HONEST, HONEST))
     }
-    records = []
+    records, chunks = [], ChunkPolicy(policy="self_clocked")
     for mode in ("blocking", "spliced"):
-        run = await record_run(
-            service, mode=mode, slots="fixed", forced=forced, chunks=ChunkPolicy(policy="self_clocked")
-        )
+        run = await record_run(service, mode=mode, slots="fixed", forced=forced, chunks=chunks)
         assert_replayed(run)
         assert run.record.state == "done"
         assert run.record.agents[0].output_ids == forced["p1"].ids
