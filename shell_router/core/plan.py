@@ -50,7 +50,6 @@ from shell_router.core.events import (
     Expired,
     Failed,
     Finished,
-    Judge,
     Judged,
     Release,
     Score,

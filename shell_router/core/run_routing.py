@@ -16,7 +16,9 @@ import msgspec
 from shell_router.core.agent_progress import AgentProgress, AgentState
 from shell_router.core.events import Judge, Judged, Scored
 from shell_router.core.judging import Judgement, Predicted, judged
+from shell_router.core.paper import written_score
 from shell_router.core.prompt_cache import AgentPromptCache
+from shell_router.core.rounds import judged_in_rounds, with_posteriors
 from shell_router.core.routing import (
     PRIOR_WEIGHT,
     Choice,
@@ -175,23 +177,7 @@ class RunRouting:
         """Leave out what is not thought to be worth reading, and go on to the next layer or not."""
         assert self.terms is not None
         assert self.terms.judge is not None
-        evidence = self.scored.evidence if self.scored is not None else {}
-        predicted = {
-            each.agent: Predicted(
-                each.quality, PRIOR_WEIGHT + (evidence[each.agent].weight if each.agent in evidence else 0.0)
-            )
-            for each in self.terms.layers[event.layer].candidates
-        }
-        confidences = {agent: self._answers.confidence(agent) for agent in event.agents}
-        judgement = judged(
-            self.judgements[event.layer],
-            event.at,
-            event.likeness,
-            event.error,
-            predicted,
-            confidences,
-            self.terms.judge,
-        )
+        judgement = self._judgement_in_rounds(event) if self.terms.mode == "paper" else self._judgement(event)
         self.judgements[event.layer] = judgement
         for posterior in judgement.posteriors:
             if posterior.left_out:
@@ -201,6 +187,40 @@ class RunRouting:
             return self._go_deeper(following, event.at)
         return []
 
+    def _judgement_in_rounds(self, event: Judged) -> Judgement:
+        """As RouteMoA's own code has it, which the next layers are ranked by."""
+        assert self.terms is not None
+        written = {agent: written_score(self._answers.text(agent)) for agent in event.agents}
+        selves = {
+            agent: self._answers.confidence(agent) if score is None else score for agent, score in written.items()
+        }
+        earlier = [self.judgements[number] for number in range(event.layer)]
+        pending = self.judgements[event.layer]
+        found = judged_in_rounds(pending, event.at, event.likeness, event.error, self.terms, selves, earlier)
+        self.terms = with_posteriors(self.terms, found)
+        return found
+
+    def _judgement(self, event: Judged) -> Judgement:
+        assert self.terms is not None
+        assert self.terms.judge is not None
+        evidence = self.scored.evidence if self.scored is not None else {}
+        predicted = {
+            each.agent: Predicted(
+                each.quality, PRIOR_WEIGHT + (evidence[each.agent].weight if each.agent in evidence else 0.0)
+            )
+            for each in self.terms.layers[event.layer].candidates
+        }
+        confidences = {agent: self._answers.confidence(agent) for agent in event.agents}
+        return judged(
+            self.judgements[event.layer],
+            event.at,
+            event.likeness,
+            event.error,
+            predicted,
+            confidences,
+            self.terms.judge,
+        )
+
     def _go_deeper(self, number: int, at: float) -> list[str]:
         """Choose layer `number`, now that those before have been judged, or stop before it."""
         assert self.terms is not None
@@ -208,9 +228,10 @@ class RunRouting:
         terms, last = msgspec.structs.replace(self.terms, budget=left), self.judgements[number - 1]
         choice = choose(terms, number, self.asked, at)
         if last.best is not None:
-            found = worth(terms, choice, self.asked, last.best)
-            self.judgements[number - 1] = msgspec.structs.replace(last, next=found)
-            if found.stops or not choice.asked:
+            if last.threshold is None:
+                last = msgspec.structs.replace(last, next=worth(terms, choice, self.asked, last.best))
+                self.judgements[number - 1] = last
+            if last.stops or not choice.asked:
                 deeper = range(number, len(terms.layers))
                 choices = [stopped(choose(terms, each, self.asked, at)) for each in deeper]
                 return [agent for each in choices for agent in self._take(each)]
