@@ -1,8 +1,9 @@
-"""`graft score --tree TREE FOLDER... [--url URL] --out FILE`: a table of what the members of a pool have answered.
+"""`graft score --tree TREE FOLDER... [--url URL] [--votes] --out FILE`: what the members of a pool have answered.
 
 Each FOLDER is one of `graft run`; what members answered there is judged by the benchmark's scorer. `--url` adds what
-clients have said of the runs of a router (`POST /v1/runs/{id}/feedback`). The table goes to FILE, a summary to stdout,
-whose last line is one JSON document.
+clients have said of the runs of a router (`POST /v1/runs/{id}/feedback`). `--votes` adds answers that nobody judged and
+that were voted on (early exit by `vote`): right is what more than half concluded, and it counts by half. The table goes
+to FILE, a summary to stdout, whose last line is one JSON document.
 
 Exit codes: 0 written, 1 the router does not answer, 2 wrong command line, or nothing to be learnt, 130 interrupted.
 """
@@ -78,9 +79,9 @@ def make_table(tree: str, observations: Sequence[Observation]) -> ScoreTable:
 
 
 def _observe(arguments: argparse.Namespace) -> list[Observation]:
-    found = [one for folder in arguments.folders for one in in_folder(folder, arguments.tree)]
+    found = [one for folder in arguments.folders for one in in_folder(folder, arguments.tree, votes=arguments.votes)]
     if arguments.url is not None:
-        found += asyncio.run(at_router(arguments.url, arguments.tree, client_key()))
+        found += asyncio.run(at_router(arguments.url, arguments.tree, client_key(), votes=arguments.votes))
     return found
 
 
@@ -102,5 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="folder of `graft run`")
     parser.add_argument("--tree", required=True, help="name of a tree with a pool")
     parser.add_argument("--url", type=kinds.url, help="and what was said of the runs of this shell router")
+    parser.add_argument("--votes", action="store_true", help="and answers that were voted on, where nobody judged them")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the table goes")
     return parser

@@ -22,6 +22,7 @@ other weights are scaled up to 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class Heard:
 
 def stretched(x: float) -> float:
     """p of a predicted chance."""
-    return 0.8 * x**1.5 if x < 0.5 else 1 - 0.8 * (1 - x) ** 1.5
+    return 0.8 * math.pow(x, 1.5) if x < 0.5 else 1 - 0.8 * math.pow(1 - x, 1.5)
 
 
 def posterior(heard: Heard, *, large: bool) -> float:
