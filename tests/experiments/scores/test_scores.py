@@ -134,7 +134,7 @@ async def test_votes_are_for_answers_that_nobody_judged(tmp_path: Path) -> None:
     record = with_ballots(await voted_run(), {"best": 0, "good": 0, "fair": 1, "bad": 0})
     folder = folder_of(tmp_path / "runs", record, {"best": "#### 1", "good": "#### 2", "fair": "#### 3", "bad": "-"})
     assert [each.weight for each in in_folder(folder, "t", votes=True)] == [1.0], "the scorer knew all of them"
-    app = build_app(fake_service(FakeEngine(), pool_tree(), assessor=Agreeing()), body_bytes=10_000)
+    app = build_app(fake_service(FakeEngine(), pool_tree(pool_config(ask=3)), assessor=Agreeing()), body_bytes=10_000)
     async with serving(app) as client:
         exit_ = {"mode": "vote", "ballots": "text"}
         body = {"model": "t", "messages": [{"role": "user", "content": "why?"}], "graft": {"early_exit": exit_}}
@@ -142,10 +142,12 @@ async def test_votes_are_for_answers_that_nobody_judged(tmp_path: Path) -> None:
         await until(lambda: app[SERVICE].running == 0)
         assert await at_router(client.url, "t", None) == []
         (vote,) = await at_router(client.url, "t", None, votes=True)
-        assert (vote.question, vote.scores, vote.weight) == ("why?", {"best": 1.0, "good": 1.0}, 0.5)
+        assert (vote.question, vote.weight) == ("why?", 0.5)
+        assert len(vote.scores) >= 2
+        assert set(vote.scores.values()) == {1.0}
         assert (await client.call("POST", f"/v1/runs/{answer['id']}/feedback", {"score": 0}))[0] == 200
         (feedback,) = await at_router(client.url, "t", None, votes=True)
-        assert feedback.scores == {"best": 0.0, "good": 0.0}, "a client's word is more than a vote"
+        assert set(feedback.scores.values()) == {0.0}, "a client's word is more than a vote"
 
 
 class Agreeing(FakeAssessor):
