@@ -26,8 +26,7 @@ from shell_router.scores import ScoreRow, ScoreTable
 
 _NEIGHBOURS = 16
 _CHARACTERS = 160
-"""Of a question that are embedded, from its beginning and its end alike: some forty tokens. A run waits for them, and
-twice as many take twice as long."""
+"""Of a question that are embedded, from its beginning and its end alike: some forty tokens."""
 _KEPT = 2048
 """Questions whose evidence is kept."""
 _HEAD_WEIGHT = 8.0

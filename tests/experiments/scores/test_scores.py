@@ -10,13 +10,15 @@ import msgspec
 import pytest
 
 from experiments.questions import load_questions, shown
+from experiments.scores.command import trained
 from experiments.scores.observed import at_router, in_folder, said, voted
+from launch.checkpoint import resolve
 from shell_router.app import build_app
 from shell_router.config import ConfigError, EmbeddingConfig
 from shell_router.core.early_exit import BallotKind, ExitOverride
 from shell_router.handlers.keys import SERVICE
 from shell_router.record import FeedbackRecord, RunRecord
-from shell_router.scores import load_scores
+from shell_router.scores import ScoreRow, ScoreTable, embedder_name, load_scores
 from shell_router.transport.fake import FakeEngine
 from tests.commands import command
 from tests.fakes.assessor import FakeAssessor
@@ -176,3 +178,20 @@ def test_nothing_to_learn_from_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([str(tmp_path / "none"), "--tree", "t", "--out", str(tmp_path / "scores.json")]) == 2
     with pytest.raises(ConfigError):
         list(in_folder(tmp_path, "t"))
+
+
+@pytest.mark.heavy
+def test_a_head_is_trained_over_a_real_model_in_a_process_of_its_own(tmp_path: Path) -> None:
+    kinds = {1.0: "How many apples are {} apples and {} apples?", 0.0: "Who was king of France in the year {}{}?"}
+    rows = tuple(
+        ScoreRow(question=kinds[score].format(number, number + 1), scores={"best": score})
+        for number in range(100)
+        for score in kinds
+    )
+    table = ScoreTable(tree="t", models={"best": "dear"}, rows=rows)
+    path = resolve("builtin:all-minilm-l6-v2")
+    head = trained(table, path)
+    assert (head.embedder, head.dimension) == (embedder_name(path), 384)
+    assert head.members["best"].brier < 0.05 < head.members["best"].brier_constant
+    with pytest.raises(ConfigError, match="--head: "):
+        trained(table, str(tmp_path / "nothing"))

@@ -105,7 +105,7 @@ def test_what_is_thought_of_a_model_goes_with_it_into_the_next_round() -> None:
     )
     assert first.threshold == 0.805
     assert first.best == pytest.approx((2 * p + 1) / 3)
-    assert first.stops, "0.866 is above 0.805"
+    assert first.stops, "0.865 is above 0.805"
     second = choose(with_posteriors(terms, first), 1, first.agents, 2.0)
     assert second.asked == ("z1", "x1"), "y has shown to be worse than x is thought to be"
 
