@@ -167,7 +167,8 @@ class Preparer:
             if tree.pool is not None:
                 self._try_pool(tree)
             if reason := self._refuse_judge(tree):
-                raise ConfigError(f"tree {tree.name!r}: $.pool.judge: {reason}")
+                place = "$.pool.mode" if tree.pool is not None and tree.pool.mode == "paper" else "$.pool.judge"
+                raise ConfigError(f"tree {tree.name!r}: {place}: {reason}")
 
     def prepare(self, request: RunRequest) -> Prepared:
         """Raises `UnknownTree`, `RequestError` or `PromptTooLong`."""
@@ -283,7 +284,7 @@ class Preparer:
 
     def _refuse_judge(self, tree: Tree) -> str | None:
         """Why the answers of the tree's pool cannot be judged here."""
-        if tree.pool is None or tree.pool.judge is None:
+        if tree.pool is None or tree.pool.judging is None:
             return None
         if not self._compares:
             return "answers are compared, and this router has no embedding model (`embedding`)"

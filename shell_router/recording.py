@@ -108,15 +108,15 @@ def summary_of(head: RunHead, plan: Plan) -> RunSummary:
 
 
 def _routing_record(plan: Plan) -> RoutingRecord | None:
-    if plan.routing_given is None:
+    if plan.routing.given is None:
         return None
-    scored = plan.scored
+    scored = plan.routing.scored
     return RoutingRecord(
-        terms=plan.routing_given,
+        terms=plan.routing.given,
         evidence=scored.evidence if scored is not None else {},
         score_error=scored.error if scored is not None else None,
         choices=tuple(plan.choices),
-        judgements=tuple(plan.judgements.values()),
+        judgements=tuple(plan.routing.judgements.values()),
     )
 
 
@@ -156,7 +156,7 @@ def _agent_record(
 ) -> AgentRecord:
     agent, finished, answers = progress.agent, progress.finished, plan.answers
     output_tokens = finished.completion_tokens if finished else answers.length(agent.id)
-    stopped = progress.state in (AgentState.CANCELLED, AgentState.SKIPPED) and agent.id not in plan.routed_out
+    stopped = progress.state in (AgentState.CANCELLED, AgentState.SKIPPED) and agent.id not in plan.routing.routed_out
     return AgentRecord(
         id=agent.id,
         model=agent.model,

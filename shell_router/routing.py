@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from shell_router.core.pool import FREE, PoolLayer, RoutingOverride
+from shell_router.core.paper import MOST_ASKED
+from shell_router.core.pool import FREE, PoolLayer, RoutingOverride, WeightsOverride
 from shell_router.core.prompt import Segment, prompt_lengths
 from shell_router.core.routing import AgentTerms, Candidate, LayerTerms, RoutingTerms, learnt, least
 from shell_router.core.tree import Sampling, Tree
@@ -27,6 +28,13 @@ def check_routing(tree: Tree, override: RoutingOverride | None) -> None:
             f"{override.ask} are to be asked, and a layer of tree {tree.name!r} has {smallest} members",
             param="graft.routing.ask",
         )
+    if tree.pool.mode == "paper":
+        if override.weights != WeightsOverride():
+            told = f"tree {tree.name!r} does not weigh (`pool.mode` is 'paper')"
+            raise RequestError(told, param="graft.routing.weights")
+        if override.ask is not None and override.ask > MOST_ASKED:
+            told = f"tree {tree.name!r} asks {MOST_ASKED} at most (`pool.mode` is 'paper')"
+            raise RequestError(f"{override.ask} are to be asked, and {told}", param="graft.routing.ask")
     skills = sorted({skill for layer in tree.pool.layers for member in layer.members for skill in member.skills})
     if override.skill is not None and override.skill not in skills:
         raise RequestError(
@@ -56,6 +64,7 @@ def agent_terms(
         longest = sampling[agent.id].max_new_tokens
         terms[agent.id] = AgentTerms(
             layer=agent.layer,
+            model=agent.model,
             price=prices.get(agent.model, FREE),
             prompt_tokens=fixed,
             answers={
@@ -105,7 +114,8 @@ def routing_terms(
         weights=override.weights.over(tree.pool.weights),
         budget=tree.pool.budget.within(override.budget),
         scored=scored,
-        judge=tree.pool.judge,
+        judge=tree.pool.judging,
+        mode=tree.pool.mode,
     )
     _refuse_small_budget(tree, terms)
     return terms

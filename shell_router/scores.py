@@ -27,6 +27,29 @@ class ScoreRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How much it counts: less than 1 where it is known indirectly."""
 
 
+class HeadMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The chance that a member answers well is sigmoid(coefficients . v + intercept), v a question's embedding."""
+
+    coefficients: tuple[float, ...]
+    intercept: float
+    rows: int
+    """That it was trained on."""
+    brier: float
+    """Mean squared error, each question by a head that had not seen it."""
+    brier_constant: float
+    """The same of the mean of the scores."""
+
+
+class ScoreHead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a table's rows have taught (`assess.training`)."""
+
+    embedder: Annotated[str, Meta(min_length=1)]
+    """The embedding model: the last two parts of its path."""
+    dimension: Annotated[int, Meta(ge=1)]
+    members: dict[str, HeadMember]
+    """By agent; of the others the rows speak."""
+
+
 class ScoreTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `graft score` writes."""
 
@@ -34,6 +57,12 @@ class ScoreTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     models: dict[str, str]
     """Of each agent that has scores, the model that answered."""
     rows: Annotated[tuple[ScoreRow, ...], Meta(min_length=1, max_length=MOST_ROWS)]
+    head: ScoreHead | None = None
+
+
+def embedder_name(path: str) -> str:
+    """What an embedding model at `path`, a directory or a hub id, is called: the last two parts of it."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def load_scores(
@@ -50,10 +79,26 @@ def load_scores(
         table = load_json(Path(path), ScoreTable)
         if table.tree in tables:
             raise ConfigError(f"{path}: $.tree: there are two tables of tree {table.tree!r}")
-        if (problem := _unfit(table, trees.get(table.tree))) is not None:
+        problem = _unfit(table, trees.get(table.tree)) or _unfit_head(table, embedding)
+        if problem is not None:
             raise ConfigError(f"{path}: {problem}")
         tables[table.tree] = table
     return tables
+
+
+def _unfit_head(table: ScoreTable, embedding: EmbeddingConfig | None) -> str | None:
+    """Why the head of `table` tells nothing of questions as `embedding` sees them."""
+    head = table.head
+    if head is None or embedding is None:
+        return None
+    if (name := embedder_name(embedding.path)) != head.embedder:
+        return f"$.head.embedder: it was trained over {head.embedder!r}, and this router embeds with {name!r}"
+    for agent, member in head.members.items():
+        if agent not in table.models:
+            return f"$.head.members.{agent}: `models` does not name its model"
+        if (found := len(member.coefficients)) != head.dimension:
+            return f"$.head.members.{agent}.coefficients: there are {found}, and `dimension` is {head.dimension}"
+    return None
 
 
 def _unfit(table: ScoreTable, tree: Tree | None) -> str | None:

@@ -1,8 +1,10 @@
-"""What recorded runs tell of the members of a tree's pool: which answers were right, and what clients said of them."""
+"""What recorded runs tell of the members of a tree's pool: which answers were right, what clients said of them, and
+whether they agreed with the most when answers were voted on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +20,8 @@ T = TypeVar("T")
 
 WHOLE_RUN = 0.5
 """How much it counts for a member what was said of the answer that others made of its own."""
+VOTED = 0.5
+"""How much it counts for a member whether its answer was that of the most: the most may be wrong."""
 _LAST_RUNS = 1000
 """Of a router that are looked at: as many as it lists."""
 
@@ -51,8 +55,9 @@ class _Config(msgspec.Struct, frozen=True):
     questions: QuestionsConfig
 
 
-def in_folder(path: Path, tree: str) -> Iterator[Observation]:
-    """What the runs of `tree` in a folder of `graft run` tell, by their benchmark's scorer. Raises `ConfigError`."""
+def in_folder(path: Path, tree: str, *, votes: bool = False) -> Iterator[Observation]:
+    """What the runs of `tree` in a folder of `graft run` tell, by their benchmark's scorer, and with `votes` what was
+    voted on answers that it cannot tell of. Raises `ConfigError`."""
     config = _decode(path / "config.json", _Config)
     lines = [_decode_line(path / "runs.jsonl", line) for line in _read(path / "runs.jsonl").splitlines()]
     with open_questions(config.questions) as source:
@@ -60,16 +65,26 @@ def in_folder(path: Path, tree: str) -> Iterator[Observation]:
             record, question = line.record, line.step.question
             if record is None or record.tree != tree or line.step.warmup or question.confidential:
                 continue
-            if (observation := _judged(source, question, record)) is not None:
-                yield observation
+            judged = _judged(source, question, record)
+            if judged is not None:
+                yield judged
+            if votes and (also := voted(record, judged.scores if judged is not None else ())) is not None:
+                yield msgspec.structs.replace(also, question=source.prompt(question))
 
 
-async def at_router(url: str, tree: str, api_key: str | None) -> list[Observation]:
-    """What clients have said of the last runs of `tree` at a router. Raises `ClientError`."""
+async def at_router(url: str, tree: str, api_key: str | None, *, votes: bool = False) -> list[Observation]:
+    """What clients have said of the last runs of `tree` at a router, and with `votes` what was voted in those of which
+    they said nothing. Raises `ClientError`."""
     async with AsyncClient(url, api_key=api_key) as client:
         runs = [run for run in await client.runs(limit=_LAST_RUNS) if run.tree == tree and run.state != "running"]
         records = [await client.record(run.id) for run in runs]
-    return [observation for record in records for observation in said(record)]
+    observations: list[Observation] = []
+    for record in records:
+        known = list(said(record))
+        if votes and not known and (vote := voted(record)) is not None:
+            known.append(vote)
+        observations += known
+    return observations
 
 
 def said(record: RunRecord) -> Iterator[Observation]:
@@ -88,6 +103,25 @@ def said(record: RunRecord) -> Iterator[Observation]:
                 models={agent: models[agent] for agent in answered},
                 weight=WHOLE_RUN,
             )
+
+
+def voted(record: RunRecord, known: Collection[str] = ()) -> Observation | None:
+    """Whose answers were those of the most of a cluster, `known` left out; None where no answer has a majority."""
+    members = _members(record) - set(known)
+    models = {agent.id: agent.model for agent in record.agents}
+    # Of each cluster the last check has all answers that were compared.
+    last = {check.cluster: check for check in record.checks if check.ballots is not None}
+    scores: dict[str, float] = {}
+    for check in last.values():
+        ballots = dict(zip(check.agents, check.ballots or (), strict=True))
+        ((most, votes),) = Counter(each for each in ballots.values() if each is not None).most_common(1) or ((None, 0),)
+        if 2 * votes > len(ballots) and votes > 1:
+            scores |= {agent: float(each == most) for agent, each in ballots.items() if agent in members}
+    if not scores:
+        return None
+    return Observation(
+        question=record.question, scores=scores, models={agent: models[agent] for agent in scores}, weight=VOTED
+    )
 
 
 def _members(record: RunRecord) -> set[str]:

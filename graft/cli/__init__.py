@@ -236,6 +236,12 @@ def _router(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
+def _routing(arguments: list[str]) -> int:
+    from experiments.routing import command
+
+    return command.main(arguments)
+
+
 def _lm_eval(arguments: list[str]) -> int:
     from experiments.lm_eval import command
 
@@ -258,7 +264,7 @@ COMMANDS: Mapping[str, Command] = {
     "replay": Command("let recorded runs decide again, without an engine", _replay),
     "score": Command("make a table of what the members of a pool have answered, for its scorer", _score),
     "questions": Command("see which benchmarks are there, and some of their questions", _questions),
-    "bench": Command("measure one thing: overlap, drafts, load, router, lm-eval", _bench),
+    "bench": Command("measure one thing: overlap, drafts, load, router, routing, lm-eval", _bench),
     "gpu": Command("measure overlap and the four settings on one GPU, with random weights", _gpu),
 }
 BENCHMARKS: Mapping[str, Command] = {
@@ -266,5 +272,6 @@ BENCHMARKS: Mapping[str, Command] = {
     "drafts": Command("decoding with predictions of known worth against decoding without, by batch", _drafts),
     "load": Command("an open-loop load test of a running router or of a cluster started for it", _load),
     "router": Command("what the shell router itself costs", _router),
+    "routing": Command("routing among fifteen models against fixed trees, simulated: no engine is asked", _routing),
     "lm-eval": Command("what lm-evaluation-harness makes of a tree's answers", _lm_eval),
 }

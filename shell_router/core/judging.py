@@ -66,6 +66,15 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Why answers were not compared: then nothing is left out."""
     next: Worth | None = None
     """Of the next layer, where a run may stop before it."""
+    threshold: float | None = None
+    """In mode `paper`: how good the best must be for the run to stop."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether the answers there are good enough for the run to ask no further layer."""
+        if self.threshold is not None:
+            return self.best is not None and self.best > self.threshold
+        return self.next is not None and self.next.stops
 
     @property
     def best(self) -> float | None:
@@ -84,7 +93,7 @@ def judged(
 ) -> Judgement:
     """`judgement` with its verdict. The best answer is never left out."""
     agents = judgement.agents
-    alike = None if error is not None or likeness is None else _likeness(agents, likeness, predicted)
+    alike = None if error is not None or likeness is None else likeness_to_others(agents, likeness, predicted)
     qualities = {
         agent: _quality(predicted[agent], confidences[agent], alike[agent] if alike is not None else None)
         for agent in agents
@@ -109,10 +118,10 @@ def _quality(predicted: Predicted, confidence: float | None, likeness: float | N
     return (predicted.weight * predicted.quality + sum(judges)) / (predicted.weight + len(judges))
 
 
-def _likeness(
+def likeness_to_others(
     agents: Sequence[str], likeness: Sequence[float], predicted: Mapping[str, Predicted]
 ) -> dict[str, float | None]:
-    """X of each answer; None where no other counts."""
+    """X of each answer, `likeness` having the pairs row by row; None where no other counts."""
     pairs = ((one, other) for at, one in enumerate(agents) for other in agents[at + 1 :])
     alike = {frozenset(pair): value for pair, value in zip(pairs, likeness, strict=True)}
     found: dict[str, float | None] = {}

@@ -18,8 +18,7 @@ Failures: an answer that breaks off is asked for again after a while (`back_off`
 use the run fails or goes on without it, as the tree's policy says. So is an answer of which nothing is passed on: no
 tokens, or thinking alone. An agent that nobody will read is cancelled.
 
-Routing: before anything starts, those of a pool are skipped who are not worth asking (`routing`). What a budget bounds
-is held to the end: another attempt, or a prompt that came to more than was reckoned with, fails if it would go beyond.
+Routing: who of a pool is skipped, and what a budget still allows, is decided in `run_routing` and carried out here.
 """
 
 from __future__ import annotations
@@ -51,7 +50,6 @@ from shell_router.core.events import (
     Expired,
     Failed,
     Finished,
-    Judge,
     Judged,
     Release,
     Score,
@@ -61,23 +59,11 @@ from shell_router.core.events import (
     Tokens,
 )
 from shell_router.core.exits import Check, ClusterExit, most_confident
-from shell_router.core.judging import Judgement, Predicted, judged
 from shell_router.core.paying import Candidate, Verdict, what_pays
 from shell_router.core.prompt import Prompt, Segment
 from shell_router.core.prompt_cache import AgentPromptCache, Encoder
-from shell_router.core.routing import (
-    PRIOR_WEIGHT,
-    Choice,
-    RoutingTerms,
-    Spending,
-    choose,
-    least,
-    members,
-    prompt_bound,
-    stopped,
-    with_evidence,
-    worth,
-)
+from shell_router.core.routing import Choice, RoutingTerms
+from shell_router.core.run_routing import RunRouting
 from shell_router.core.slots import SlotOrder
 from shell_router.core.tree import FailurePolicy, Tree
 
@@ -170,16 +156,7 @@ class Plan:
         self.append_costs = dict(options.append_costs)
         self.answer_tokens = options.answer_tokens
         self.stop = tuple(options.stop)
-        self.routing_given = options.routing
-        self.routing = options.routing
-        """With what a scorer has told."""
-        self.scored: Scored | None = None
-        self.choices: list[Choice] = []
-        """Of each layer of the pool, when it has been made."""
-        self.judgements: dict[int, Judgement] = {}
-        """Of the answers of layers of the pool."""
-        self._repeated = Spending(0.0, 0, 0.0)
-        """Most that further attempts took."""
+        self.routing = RunRouting(options.routing, tree, self.progress, self.answers)
 
     @property
     def decoding(self) -> list[str]:
@@ -194,11 +171,15 @@ class Plan:
     @property
     def compared(self) -> frozenset[str]:
         """Agents whose answers may be compared."""
-        pooled = members(self.routing) if self.routing is not None and self.routing.judge is not None else ()
         if not self.exit_policy.compares:
-            return frozenset(pooled)
+            return self.routing.compared
         clusters = (agent for exit_ in self.exits.values() if len(exit_.members) > 1 for agent in exit_.members)
-        return frozenset((*clusters, *pooled))
+        return self.routing.compared.union(clusters)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """Who of each layer of the pool is asked, as far as that has been chosen."""
+        return self.routing.choices
 
     @property
     def checks(self) -> list[Check]:
@@ -227,7 +208,7 @@ class Plan:
     def _take_up(self, event: Event) -> list[Command]:
         match event:
             case Started():
-                if self.routing is not None and self.routing.scored:
+                if self.routing.wants_score:
                     return [Score()]
                 return self._start(event.at)
             case Scored():
@@ -262,161 +243,37 @@ class Plan:
     # Routing
 
     def _scored(self, event: Scored) -> list[Command]:
-        if self.routing is None or self.scored is not None:
+        if self.routing.given is None or self.routing.scored is not None:
             return []
-        self.scored = event
-        self.routing = with_evidence(self.routing, event.evidence)
+        self.routing.take_score(event)
         return self._start(event.at)
 
     def _start(self, at: float) -> list[Command]:
         """Choose among the pool, and start whoever can."""
-        if self.routing is not None:
-            judge = self.routing.judge
-            one_by_one = judge is not None and judge.stop
-            for number in range(1 if one_by_one else len(self.routing.layers)):
-                # Nothing has started, so there is nothing to stop.
-                self._take_choice(choose(self.routing, number, self._asked, at))
+        # Nothing has started, so there is nothing to stop.
+        self._leave(self.routing.begin(at), at)
         commands = [command for agent in self.tree.agents for command in self._try_start(agent.id, at)]
         if self.choices:
             # All of a first stage may have been skipped.
             commands += [command for exit_ in self.exits.values() for command in self._open_stages(exit_, at)]
         return commands
 
-    def _take_choice(self, choice: Choice) -> list[Command]:
-        """Skip who is not asked, and stop those whom only these would have read."""
-        self.choices.append(choice)
-        left = [each.agent for each in choice.considered if each.why != "asked"]
-        return [command for agent in left for command in self._cancel(agent, choice.at)]
-
-    def _go_deeper(self, number: int, at: float) -> list[Command]:
-        """Choose layer `number`, now that those before have been judged, or stop before it."""
-        assert self.routing is not None
-        left = self.routing.budget.less(self._repeated.money, self._repeated.tokens)
-        terms, last = msgspec.structs.replace(self.routing, budget=left), self.judgements[number - 1]
-        choice = choose(terms, number, self._asked, at)
-        if last.best is not None:
-            found = worth(terms, choice, self._asked, last.best)
-            self.judgements[number - 1] = msgspec.structs.replace(last, next=found)
-            if found.stops or not choice.asked:
-                deeper = range(number, len(terms.layers))
-                choices = [stopped(choose(terms, each, self._asked, at)) for each in deeper]
-                return [command for each in choices for command in self._take_choice(each)]
-        before = self.choices[-1].asked
-        for agent in before:
-            for reader in self.tree.successors[agent]:
-                # Who reads both has the later one's answers, which are made of the earlier one's.
-                if choice.asked[0] in self.progress[reader].agent.precursors:
-                    self.answers.leave_out(agent, reader)
-        return self._take_choice(choice)
-
-    @property
-    def _asked(self) -> list[str]:
-        """Those of the pool who were chosen."""
-        return [agent for choice in self.choices for agent in choice.asked]
-
-    @property
-    def routed_out(self) -> frozenset[str]:
-        """Those of the pool who were not."""
-        return frozenset(each.agent for choice in self.choices for each in choice.considered if each.why != "asked")
-
-    def _judge_layers(self, at: float) -> list[Command]:
-        """Have the answers of those layers judged whose members have all ended."""
-        commands: list[Command] = []
-        judges = self.routing is not None and self.routing.judge is not None
-        for choice in [each for each in self.choices if each.asked] if judges else ():
-            states = {agent: self.progress[agent].state for agent in choice.asked}
-            if choice.layer in self.judgements or not all(state.ended for state in states.values()):
-                continue
-            done = tuple(agent for agent, state in states.items() if state is AgentState.DONE)
-            self.judgements[choice.layer] = Judgement(layer=choice.layer, agents=done, asked=at)
-            if len(done) > 1:
-                commands.append(Judge(choice.layer, done))
-            else:
-                commands += self._take_judgement(Judged(at=at, layer=choice.layer, agents=done, likeness=()))
-        return commands
+    def _leave(self, agents: Sequence[str], at: float) -> list[Command]:
+        """Skip those of the pool who are not asked, and stop those whom only these would have read."""
+        return [command for agent in agents for command in self._cancel(agent, at)]
 
     def _judged(self, event: Judged) -> list[Command]:
-        pending = self.judgements.get(event.layer)
-        if pending is None or pending.answered is not None or pending.agents != event.agents:
+        left = self.routing.take_judged(event)
+        if left is None:
             return []
-        commands = self._take_judgement(event)
+        commands = self._leave(left, event.at)
         readers = self.tree.successors[event.agents[0]]
         return commands + [command for reader in readers for command in self._try_start(reader, event.at)]
 
-    def _take_judgement(self, event: Judged) -> list[Command]:
-        """Leave out what is not thought to be worth reading, and go on to the next layer or not."""
-        assert self.routing is not None
-        assert self.routing.judge is not None
-        evidence = self.scored.evidence if self.scored is not None else {}
-        predicted = {
-            each.agent: Predicted(
-                each.quality, PRIOR_WEIGHT + (evidence[each.agent].weight if each.agent in evidence else 0.0)
-            )
-            for each in self.routing.layers[event.layer].candidates
-        }
-        confidences = {agent: self.answers.confidence(agent) for agent in event.agents}
-        judgement = judged(
-            self.judgements[event.layer],
-            event.at,
-            event.likeness,
-            event.error,
-            predicted,
-            confidences,
-            self.routing.judge,
-        )
-        self.judgements[event.layer] = judgement
-        for posterior in judgement.posteriors:
-            if posterior.left_out:
-                self.answers.drop(posterior.agent)
-        following = event.layer + 1
-        if self.routing.judge.stop and len(self.choices) == following < len(self.routing.layers):
-            return self._go_deeper(following, event.at)
-        return []
-
-    def _unjudged(self, agent: str) -> bool:
-        """Whether it is not known yet if `agent` is asked, or what it is to read of a layer of the pool."""
-        terms = self.routing
-        if terms is None or terms.judge is None:
-            return False
-        if terms.judge.stop and agent in members(terms) and agent not in self._asked:
-            return True
-        if not terms.judge.floor:
-            return False
-        precursors = self.progress[agent].agent.precursors
-        return any(
-            any(each in precursors for each in choice.asked)
-            and (choice.layer not in self.judgements or self.judgements[choice.layer].answered is None)
-            for choice in self.choices
-        )
-
-    def _affords_again(self, agent: str) -> bool:
-        """Whether a budget allows that `agent` is asked once more; if so it is reckoned with."""
-        terms = self.routing
-        if terms is None or not terms.budget.counts:
-            return True
-        own, repeated = terms.agents[agent], self._repeated
-        bound = least(terms, self._asked, len(self.choices), terms.budget)
-        prompt = prompt_bound(terms, agent, self._asked)
-        repeated = Spending(
-            repeated.money + own.price.of(prompt, own.max_new_tokens),
-            repeated.tokens + prompt + own.max_new_tokens,
-            0.0,
-        )
-        whole = Spending(bound.money + repeated.money, bound.tokens + repeated.tokens, 0.0)
-        if whole.beyond(terms.budget) is not None:
-            return False
-        self._repeated = repeated
-        return True
-
-    def _unreckoned(self, agent: str) -> str | None:
-        """Why the prompt of `agent`, which is whole, cannot be sent within the budget; None when it can."""
-        terms = self.routing
-        if terms is None or not terms.budget.counts:
-            return None
-        tokens, bound = len(self.progress[agent].prompt.ids), prompt_bound(terms, agent, self._asked)
-        if tokens <= bound:
-            return None
-        return f"its prompt came to {tokens} tokens, and the run's budget was reckoned with {bound}"
+    def _judge_layers(self, at: float) -> list[Command]:
+        """Have the answers of those layers judged whose members have all ended."""
+        wanted, left = self.routing.judge(at)
+        return [*wanted, *self._leave(left, at)]
 
     # Answers
 
@@ -477,7 +334,7 @@ class Plan:
         shown = agent == self.tree.root.id and answers.thinking_tokens(agent) > 0
         if event.reason == "length" or progress.attempts >= self.failures.attempts or shown or not answers.empty(agent):
             return []
-        if not self._affords_again(agent):
+        if not self.routing.affords_again(agent):
             return []
         answers.restart(agent)
         progress.attempts += 1
@@ -518,14 +375,14 @@ class Plan:
             or progress.state not in (AgentState.WAITING, AgentState.APPENDING)
             or not all(self.progress[precursor].state.ended for precursor in precursors)
             or not self._stage_open(agent)
-            or self._unjudged(agent)
+            or self.routing.unjudged(agent)
             or (agent == self.tree.root.id and any(exit_.final and exit_.pending for exit_ in self.exits.values()))
         ):
             return []
         progress.advance(self._read[agent], at)
         if precursors and not progress.prompt.bound:
             return self._fail(agent, "none of its precursors has an answer", at)
-        if (problem := self._unreckoned(agent)) is not None:
+        if (problem := self.routing.unreckoned(agent)) is not None:
             return self._fail(agent, problem, at)
         rest = progress.prompt.take_rest()
         progress.taken_back = sum(chunk.tokens for chunk in progress.chunks) - rest.keep
@@ -567,7 +424,7 @@ class Plan:
             or progress.append_in_flight
             or progress.agent.model not in self.page_sizes
             or not self._stage_open(agent)
-            or self._unjudged(agent)
+            or self.routing.unjudged(agent)
             or not all(self._decodes(precursor) for precursor in progress.agent.precursors)
         ):
             return 0
@@ -682,7 +539,7 @@ class Plan:
         exit_ = self.exits[event.cluster]
         confidences = {agent: self.answers.confidence(agent) for agent in exit_.members}
         pending = exit_.pending
-        known, routed_out = pending.agents if pending is not None else (), self.routed_out
+        known, routed_out = pending.agents if pending is not None else (), self.routing.routed_out
         missing = [
             agent
             for agent in exit_.members
@@ -747,7 +604,7 @@ class Plan:
                     cached_tokens=0,
                 )
             )
-        if event.refused or progress.attempts >= self.failures.attempts or not self._affords_again(event.agent):
+        if event.refused or progress.attempts >= self.failures.attempts or not self.routing.affords_again(event.agent):
             return self._fail(event.agent, event.message, event.at)
         progress.retry_at = event.at + back_off(event.agent, progress.attempts + 1, event.at)
         return []

@@ -7,12 +7,13 @@ is not asked is `skipped`, and leaves nothing in any prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from shell_router.core.early_exit import Unit
+from shell_router.core.paper import MOST_ASKED, ROUNDS
 
 T = TypeVar("T", int, float)
 
@@ -23,6 +24,8 @@ Weight = Annotated[float, Meta(ge=0, le=1e6)]
 Amount = Annotated[float, Meta(ge=0, le=1e9)]
 """Money, in the user's currency."""
 Skill = Annotated[str, Meta(min_length=1, max_length=64)]
+PoolMode = Literal["utility", "paper"]
+"""`utility`: by weighed quality, cost and seconds. `paper`: as RouteMoA's own code does (`paper`)."""
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,6 +143,13 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     budget: Budget = Budget()
     judge: JudgePolicy | None = None
     """Without it answers are not judged."""
+    mode: PoolMode = "utility"
+    """Mode `paper` has no `weights` and no `judge`: it weighs and judges as is written in its code."""
+
+    @property
+    def judging(self) -> JudgePolicy | None:
+        """How answers are judged: in mode `paper` always, and the run may stop before each further round."""
+        return JudgePolicy(stop=len(self.layers) > 1) if self.mode == "paper" else self.judge
 
 
 class RoutingOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,7 +199,7 @@ def wrong_pool(pool: PoolConfig, agents: Sequence[PoolAgent], successors: Mappin
                 return f"{at}: members of a layer read the same agents, {member.agent!r} others than {first.id!r}"
             if set(successors[agent.id]) != set(successors[first.id]):
                 return f"{at}: members of a layer have the same readers, {member.agent!r} others than {first.id!r}"
-    if (problem := _wrong_stop(pool, agents)) is not None:
+    if (problem := _wrong_paper(pool, known) or _wrong_stop(pool, agents)) is not None:
         return problem
     models = {agent.model for agent in agents}
     for model in pool.prices:
@@ -202,12 +212,36 @@ def wrong_pool(pool: PoolConfig, agents: Sequence[PoolAgent], successors: Mappin
     return None
 
 
+def _wrong_paper(pool: PoolConfig, known: Mapping[str, PoolAgent]) -> str | None:
+    """What mode `paper` does not have; None when nothing is wrong, or in another mode."""
+    if pool.mode != "paper":
+        return None
+    if pool.judge is not None:
+        return "$.pool.judge: mode 'paper' judges in its own way; leave it out"
+    if pool.weights != RoutingWeights():
+        return "$.pool.weights: mode 'paper' ranks by quality, then by prices; leave them out"
+    if len(pool.layers) > ROUNDS:
+        return f"$.pool.layers: mode 'paper' has {ROUNDS} rounds at most, and these are {len(pool.layers)}"
+    for number, layer in enumerate(pool.layers):
+        place = f"$.pool.layers[{number}]"
+        if layer.ask > MOST_ASKED:
+            return f"{place}.ask: mode 'paper' asks the best {MOST_ASKED} at most, and {layer.ask} are to be asked"
+        models: dict[str, str] = {}
+        for position, member in enumerate(layer.members):
+            model = known[member.agent].model
+            if (other := models.setdefault(model, member.agent)) != member.agent:
+                told = f"{member.agent!r} and {other!r} are both of model {model!r}"
+                return f"{place}.members[{position}].agent: in mode 'paper' a round has a model once, and {told}"
+    return None
+
+
 def _wrong_stop(pool: PoolConfig, agents: Sequence[PoolAgent]) -> str | None:
     """Why a run cannot stop between layers; None when it can, or need not."""
-    if pool.judge is None or not pool.judge.stop:
+    judge, field = pool.judging, "mode" if pool.mode == "paper" else "judge.stop"
+    if judge is None or not judge.stop:
         return None
     if len(pool.layers) < 2:
-        return "$.pool.judge.stop: there is one layer, so there is none to stop before"
+        return f"$.pool.{field}: there is one layer, so there is none to stop before"
     layers = [{member.agent for member in layer.members} for layer in pool.layers]
     for number in range(1, len(layers)):
         for agent in agents:
@@ -215,5 +249,5 @@ def _wrong_stop(pool: PoolConfig, agents: Sequence[PoolAgent]) -> str | None:
             beyond = any(agent.id in layer for layer in layers[number + 1 :])
             if reads and not beyond and not layers[number - 1] & set(agent.precursors):
                 told = f"agent {agent.id!r} reads layer {number} of the pool and not layer {number - 1}"
-                return f"$.pool.judge.stop: {told}, whose answers it would have to do with"
+                return f"$.pool.{field}: {told}, whose answers it would have to do with"
     return None

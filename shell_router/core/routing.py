@@ -2,7 +2,8 @@
 
 After RouteMoA ("Dynamic Routing without Pre-Inference", arXiv 2601.18130): members are ranked by predicted quality,
 cost and latency, and the best k of a layer are asked. How the three are weighed is left open there; the authors' code
-sorts by (-quality, output price, input price), latency left out. Here, for the members of a layer,
+sorts by (-quality, output price, input price), latency left out: mode `paper` (`paper`, `rounds`). In mode `utility`,
+for the members of a layer,
 
     U = w_q q - w_c c / max c - w_s s / max s
 
@@ -21,7 +22,8 @@ from typing import Literal
 
 import msgspec
 
-from shell_router.core.pool import Budget, JudgePolicy, Price, RoutingWeights
+from shell_router.core.paper import stretched
+from shell_router.core.pool import Budget, JudgePolicy, PoolMode, Price, RoutingWeights
 
 Why = Literal["asked", "ranked_lower", "skill", "prompt_too_long", "money", "tokens", "seconds", "stopped"]
 """`asked`, or why not: others are better; it has not the `skill` that the request asks for; its prompt is longer than
@@ -45,6 +47,8 @@ class AgentTerms(msgspec.Struct, frozen=True, kw_only=True):
     max_new_tokens: int
     expected_tokens: float
     """Of its answer: what its answers came to lately, at most the bound."""
+    model: str = ""
+    """Of the same one in another layer, mode `paper` has the same opinion."""
     seconds: float | None = None
     """From its prompt to the end of an answer of that length, as answers came lately; None while that is not known."""
 
@@ -64,6 +68,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     agent: str
     quality: float
     """Before a scorer has told anything: the tree's."""
+    posterior: float | None = None
+    """In mode `paper`: what is thought of its model, which has answered in a layer before."""
     unfit: Literal["skill", "prompt_too_long"] | None = None
     """Why it cannot be asked."""
 
@@ -87,6 +93,7 @@ class RoutingTerms(msgspec.Struct, frozen=True, kw_only=True):
     scored: bool = False
     """Whether a scorer is asked what it knows of the question before anyone is chosen."""
     judge: JudgePolicy | None = None
+    mode: PoolMode = "utility"
 
 
 class Considered(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +111,7 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None
     """Expected; None while it is not known."""
     utility: float | None
-    """U; None for one that cannot be asked."""
+    """U, in mode `paper` p or what is thought of its model by now; None for one that cannot be asked."""
     why: Why
 
 
@@ -263,6 +270,8 @@ def _pick(
 def _ranked(terms: RoutingTerms, layer: LayerTerms, asked: Collection[str]) -> list[tuple[str, float]]:
     """Those who can be asked, the best first, with U; ties go to the cheaper, then to the first."""
     fit = [each for each in layer.candidates if each.unfit is None]
+    if terms.mode == "paper":
+        return _ranked_as_in_paper(terms, fit)
     costs = {each.agent: expected_cost(terms, each.agent, asked) for each in fit}
     known = [seconds for each in fit if (seconds := terms.agents[each.agent].seconds) is not None]
     usual = sum(known) / len(known) if known else 0.0
@@ -279,6 +288,17 @@ def _ranked(terms: RoutingTerms, layer: LayerTerms, asked: Collection[str]) -> l
 
     order = sorted(fit, key=lambda each: (-utility(each), costs[each.agent]))
     return [(each.agent, utility(each)) for each in order]
+
+
+def _ranked_as_in_paper(terms: RoutingTerms, fit: Sequence[Candidate]) -> list[tuple[str, float]]:
+    """By (-p, output price, input price); p of a model that has answered is what is thought of it by now."""
+    promise = {each.agent: stretched(each.quality) if each.posterior is None else each.posterior for each in fit}
+
+    def rank(agent: str) -> tuple[float, float, float]:
+        price = terms.agents[agent].price
+        return -promise[agent], price.output, price.input
+
+    return [(agent, promise[agent]) for agent in sorted(promise, key=rank)]
 
 
 def _considered(

@@ -96,10 +96,10 @@ def _impossible(plan: Plan, event: Event, loose: Collection[str]) -> str | None:
                 return f"an append of {agent!r} is answered and none is under way"
         case Settled() if not plan.unsettled and not loose:
             return "nothing was to be settled"
-        case Scored() if plan.routing is None or not plan.routing.scored or plan.scored is not None:
+        case Scored() if not plan.routing.wants_score:
             return "no scorer was asked"
         case Judged():
-            judgement = plan.judgements.get(event.layer)
+            judgement = plan.routing.judgements.get(event.layer)
             if judgement is None or judgement.answered is not None or judgement.agents != event.agents:
                 return f"the answers of layer {event.layer} of the pool are not being judged"
             pairs = len(event.agents) * (len(event.agents) - 1) // 2

@@ -97,3 +97,23 @@ def layered_tree(
             **more,
         )
     )
+
+
+def paper_tree(rounds: int = 2, *, quality: float = 0.6, budget: Budget | None = None) -> Tree:
+    """A pool of three models in rounds, each reading the one before, and a root that reads all of them."""
+    agents = []
+    layers = []
+    for number in range(rounds):
+        before = [f"{model}{number - 1}" for model in ("dear", "cheap", "root-model")] if number else []
+        members = [f"{model}{number}" for model in ("dear", "cheap", "root-model")]
+        agents += [agent(each, before, model=each[:-1]) for each in members]
+        layers.append(PoolLayer(ask=2, members=tuple(PoolMember(agent=each, quality=quality) for each in members)))
+    root = agent("root", [each.id for each in agents], model="cheap")
+    return build_tree(
+        TreeConfig(
+            name="t",
+            agents=(*agents, root),
+            templates={"propose": PROPOSE, "aggregate": AGGREGATE},
+            pool=PoolConfig(layers=tuple(layers), prices=dict(PRICES), mode="paper", budget=budget or Budget()),
+        )
+    )

@@ -16,7 +16,7 @@ from shell_router.core.events import Appended, Scored, Settled, Started
 from shell_router.core.pool import Budget, JudgePolicy, RoutingOverride, RoutingWeights, WeightsOverride
 from shell_router.core.routing import Evidence, spending
 from shell_router.core.tree import FailurePolicy
-from shell_router.errors import PromptTooLong
+from shell_router.errors import PromptTooLong, RequestError
 from shell_router.handlers.keys import SERVICE
 from shell_router.prepare import RunRequest
 from shell_router.record import RoutingRecord, RunRecord
@@ -24,7 +24,7 @@ from shell_router.replay import decision_plan, replay
 from shell_router.transport.base import GenerateRequest
 from shell_router.transport.fake import FakeEngine
 from tests.fakes.assessor import FakeAssessor
-from tests.shell_router.pools import PRICES, layered_tree, pool_config, pool_tree
+from tests.shell_router.pools import PRICES, layered_tree, paper_tree, pool_config, pool_tree
 from tests.shell_router.recorded_runs import QUESTION, UnevenEngine, UnlikeAssessor, assert_replayed, record_run
 from tests.shell_router.scripted import agent_of
 from tests.shell_router.serving import CHAT_PATH, fake_service, serving
@@ -453,3 +453,52 @@ async def test_layers_that_are_chosen_late_keep_to_what_attempts_have_left() -> 
         assert_replayed(run)
         again += sum(each.attempts > 1 for each in run.record.agents)
     assert again > 0
+
+
+@pytest.mark.parametrize("mode", ["blocking", "spliced"])
+async def test_rounds_go_on_as_in_the_paper(mode: Literal["blocking", "spliced"]) -> None:
+    for seed in range(4):
+        service = fake_service(UnevenEngine(seed), paper_tree(3, quality=0.5), assessor=UnlikeAssessor())
+        run = await record_run(service, seed, mode=mode)
+        assert run.record.state == "done"
+        routing = routed(run.record)
+        assert routing.choices[0].asked == ("cheap0", "root-model0"), "of the same quality, the cheapest"
+        for before, choice in zip(routing.judgements, routing.choices[1:], strict=False):
+            known = {each.agent[:-1]: each.quality for each in before.posteriors}
+            assert before.threshold == 0.805
+            if choice.asked:
+                assert not before.stops
+                ranks = {each.agent[:-1]: each.utility for each in choice.considered}
+                assert {model: ranks[model] for model in known} == known
+            else:
+                assert before.stops
+                assert {each.why for each in choice.considered} == {"stopped"}
+        assert_replayed(run)
+
+
+async def test_rounds_stop_when_the_best_is_good_enough() -> None:
+    run = await record_run(fake_service(UnevenEngine(1), paper_tree(3, quality=1.0), assessor=UnlikeAssessor()))
+    routing = routed(run.record)
+    (judgement,) = routing.judgements
+    assert judgement.best is not None
+    assert judgement.best > 0.805
+    assert [bool(choice.asked) for choice in routing.choices] == [True, False, False]
+    assert_replayed(run)
+
+
+@pytest.mark.parametrize(
+    ("override", "param"),
+    [
+        (RoutingOverride(weights=WeightsOverride(cost=1.0)), "graft.routing.weights"),
+        (RoutingOverride(ask=4), "graft.routing.ask"),
+    ],
+)
+async def test_a_request_cannot_weigh_in_mode_paper(override: RoutingOverride, param: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        await record_run(fake_service(FakeEngine(), paper_tree()), routing=override)
+    assert refused.value.param == param
+
+
+def test_mode_paper_needs_what_judges_do() -> None:
+    with pytest.raises(ConfigError, match=r"\$\.pool\.mode: answers are compared"):
+        fake_service(FakeEngine(), paper_tree(), compares=False)

@@ -61,3 +61,35 @@ def test_two_tables_of_a_tree_and_one_without_a_model_are_refused(tmp_path: Path
         load_scores([path, path], {"t": pool_tree()}, MODEL)
     with pytest.raises(ConfigError, match="scores: questions are compared by an embedding model"):
         load_scores([path], {"t": pool_tree()}, None)
+
+
+HEAD: dict[str, Any] = {
+    "embedder": "some/model",
+    "dimension": 2,
+    "members": {
+        "best": {"coefficients": [1, 2], "intercept": 0, "rows": 200, "brier": 0.1, "brier_constant": 0.2},
+    },
+}
+
+
+def test_a_head_over_the_same_model_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, head=HEAD)
+    tables = load_scores([path], {"t": pool_tree()}, EmbeddingConfig(path="/anywhere/some/model"))
+    head = tables["t"].head
+    assert head is not None
+    assert head.members["best"].coefficients == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"embedder": "x/y"}, "$.head.embedder: it was trained over 'x/y', and this router embeds with 'some/model'"),
+        ({"members": {"bad": HEAD["members"]["best"]}}, "$.head.members.bad: `models` does not name its model"),
+        ({"dimension": 3}, "$.head.members.best.coefficients: there are 2, and `dimension` is 3"),
+    ],
+)
+def test_a_head_of_something_else_is_refused(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    path = written(tmp_path, head=HEAD | changed)
+    with pytest.raises(ConfigError) as error:
+        load_scores([path], {"t": pool_tree()}, EmbeddingConfig(path="some/model"))
+    assert told in str(error.value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pytest
 
-from shell_router.core.pool import Budget
+from shell_router.core.pool import Budget, PoolConfig, PoolMember, wrong_pool
 from shell_router.core.tree import TreeConfig, TreeError, build_tree
 from shell_router.documents import DocumentError, decode_document
 
@@ -111,3 +112,54 @@ def test_a_run_can_stop_only_where_its_readers_have_something_to_read() -> None:
         build_tree(msgspec.convert(document, TreeConfig))
     document["templates"]["r"]["user"] += "<|answer:a|><|answer:c|>"
     assert build_tree(msgspec.convert(document, TreeConfig)).pool is not None
+
+
+PAPER_AGENTS: list[dict[str, Any]] = [
+    {"id": "a", "template": "t"},
+    {"id": "b", "template": "t", "model": "other"},
+    {"id": "c", "template": "t"},
+    {"id": "d", "template": "t", "model": "third"},
+    {"id": "e", "template": "t", "model": "fourth"},
+    {"id": "root", "template": "t", "inputs": ["a", "b", "c", "d", "e"]},
+]
+
+
+@pytest.mark.parametrize(
+    ("pool", "place"),
+    [
+        (layers("a", "b") | {"judge": {}}, "$.pool.judge: mode 'paper' judges in its own way"),
+        (layers("a", "b") | {"weights": {"cost": 0.5}}, "$.pool.weights: mode 'paper' ranks by quality"),
+        ({"layers": [layers("a", "b")["layers"][0]] * 4}, "$.pool.layers: mode 'paper' has 3 rounds at most"),
+        (layers("a", "b", "d", "e", ask=4), "$.pool.layers[0].ask: mode 'paper' asks the best 3 at most"),
+        (layers("a", "b", "c"), "$.pool.layers[0].members[2].agent: in mode 'paper' a round has a model once"),
+    ],
+)
+def test_what_mode_paper_does_not_have_is_refused(pool: dict[str, Any], place: str) -> None:
+    agents = [PoolingAgent(each["id"], each.get("model", "m")) for each in PAPER_AGENTS]
+    successors = {agent.id: ("root",) for agent in agents[:-1]}
+    config = msgspec.convert(pool | {"mode": "paper"}, PoolConfig)
+    if len(config.layers) > 1:
+        # Each round of its own agents, or that would be what is wrong.
+        names = iter("abcdefgh")
+        rounds = [
+            msgspec.structs.replace(each, members=tuple(PoolMember(agent=next(names)) for _ in range(2)))
+            for each in config.layers
+        ]
+        config = msgspec.structs.replace(config, layers=tuple(rounds))
+        agents = [PoolingAgent(name, name) for name in "abcdefgh"] + agents[-1:]
+        successors = {agent.id: ("root",) for agent in agents[:-1]}
+    problem = wrong_pool(config, agents, successors)
+    assert problem is not None
+    assert problem.startswith(place)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(DocumentError, match=r"\$\.pool\.mode"):
+        decode_document(config(layers("a", "b") | {"mode": "article"}), TreeConfig)
+
+
+@dataclass
+class PoolingAgent:
+    id: str
+    model: str
+    precursors: tuple[str, ...] = ()
