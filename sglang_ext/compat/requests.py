@@ -177,6 +177,7 @@ class TokenizedGenerate(Protocol):
 
     rid: str
     input_ids: Tokens
+    input_embeds: object
     bootstrap_room: int | None
     session_params: SessionParams | None
 

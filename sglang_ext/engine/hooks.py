@@ -13,6 +13,7 @@ from sglang_ext import compat, protocol
 from sglang_ext.door import COMMIT_MARK, REST_MARK
 from sglang_ext.engine import drafting, messages
 from sglang_ext.engine.decode import DecodeHost
+from sglang_ext.engine.host import refuse
 from sglang_ext.engine.metrics import SessionMetrics
 from sglang_ext.engine.prefill import PrefillHost
 from sglang_ext.sessions import Limits, SessionTable
@@ -86,17 +87,21 @@ def add_expiry(result: list[compat.BaseReq], scheduler: object) -> list[compat.B
 
 
 def around_generate(
-    original: Callable[Concatenate[object, compat.TokenizedGenerate, P], R],
-    scheduler: object,
+    original: Callable[Concatenate[compat.Scheduler, compat.TokenizedGenerate, P], R],
+    scheduler: compat.Scheduler,
     recv_req: compat.TokenizedGenerate,
     *args: P.args,
     **options: P.kwargs,
 ) -> R | None:
     params = recv_req.session_params
-    commits = params is not None and params.rid in (COMMIT_MARK, REST_MARK)
-    if _host is None or params is None or not commits or _host.generate(recv_req, params):
-        return original(scheduler, recv_req, *args, **options)
-    return None
+    if _host is not None and params is not None and params.rid in (COMMIT_MARK, REST_MARK):
+        if not _host.generate(recv_req, params):
+            return None
+    elif params is None and recv_req.input_embeds is None and not recv_req.input_ids:
+        # Of a text there may be no token left. It would be in a batch, and have no KV to give back.
+        refuse(scheduler, recv_req, protocol.Problem(code="bad_request", message="the prompt has no token"))
+        return None
+    return original(scheduler, recv_req, *args, **options)
 
 
 def before_abort(scheduler: object, recv_req: compat.AbortReq) -> None:
@@ -255,7 +260,10 @@ HOOKS = (
         compat.POLL_TIMEOUTS, "after", add_expiry, "only the first rank's clock may decide that a session has expired"
     ),
     compat.Hook(
-        compat.HANDLE_GENERATE, "around", around_generate, "a commit names a session, which knows its prompt"
+        compat.HANDLE_GENERATE,
+        "around",
+        around_generate,
+        "a commit names a session, which knows its prompt; a prompt without a token ends a scheduler",
     ),
     compat.Hook(compat.ABORT_REQUEST, "before", before_abort, "an abort by id, or of all, ends sessions as well"),
     compat.Hook(compat.FLUSH_CACHE, "around", around_flush, "a flush clears the pools under the sessions"),

@@ -113,9 +113,7 @@ class SessionHost(ABC, Generic[E, S]):
             rest = params.rid == REST_MARK and self.computes_rest
             session = self.table.commit(params.id, params.offset or 0, request.input_ids, rest)
         except Refused as refusal:
-            problem = refusal.problem
-            abort = _abort(request.rid, int(problem.http_status), msgspec.json.encode(problem).decode())
-            compat.send_answer(self.scheduler, abort, request)
+            refuse(self.scheduler, request, refusal.problem)
             return False
         request.session_params = None
         request.bootstrap_room = session.room
@@ -308,6 +306,12 @@ class SessionHost(ABC, Generic[E, S]):
 
     def _send(self, answer: messages.SessionAnswer) -> None:
         compat.send_answer(self.scheduler, answer, answer)
+
+
+def refuse(scheduler: compat.Scheduler, request: compat.TokenizedGenerate, problem: protocol.Problem) -> None:
+    """Answer a request that is not begun with `problem`."""
+    abort = _abort(request.rid, int(problem.http_status), msgspec.json.encode(problem).decode())
+    compat.send_answer(scheduler, abort, request)
 
 
 def _abort(request_id: str, status: int, message: str) -> compat.AbortReq:

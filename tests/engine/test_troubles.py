@@ -179,3 +179,20 @@ async def test_a_prefill_worker_that_says_nothing_holds_nobody(tiny_cluster: Clu
         status, answer = await doomed
         assert status >= 400 or answer["meta_info"]["finish_reason"]["type"] == "abort"
         await until_nothing_is_held(pair)
+
+
+@pytest.mark.parametrize("prompts", [{"text": ""}, {"text": ["", "you"]}, {"text": ["Hello", ""]}])
+async def test_a_prompt_without_a_token_is_refused(tiny_cluster: Cluster, prompts: dict[str, Any]) -> None:
+    """SGLang made a row for it that it could not give back, and ended."""
+    async with pair_of(tiny_cluster) as pair:
+        body = plain(pair, [], **prompts)
+        del body["input_ids"], body["rid"]
+        asked = [asyncio.ensure_future(ask(pair, worker, body)) for worker in pair.workers]
+        done, _ = await asyncio.wait(asked, timeout=60)
+        for answered in done:
+            status, answer = answered.result()
+            assert status == 400
+            assert "the prompt has no token" in str(answer)
+        assert len(done) == 2
+        await until_nothing_is_held(pair)
+        assert await pair.generate(random_prompt(random.Random(3), 40, 40))
