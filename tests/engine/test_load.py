@@ -79,7 +79,7 @@ def test_both_modes_in_turns_with_pools_nearly_full(
         assert (each["fill"]["requests"], each["fill"]["failed"]) == (15, 0)
         assert each["fill"]["decode_used"]["median"] > 0.6
     assert document["sessions"][0]["environment"]["cpu"]
-    assert document["comparisons"][0]["ratios"]["latency_s_p50"]["pairs"] == 3
+    assert document["comparisons"][0]["ratios"]["latency_s_p50"]["n"] == 3
     # Runs and foreign requests leave nothing. An abort answers before the scheduler has freed the KV.
     wait_until(lambda: used_tokens(tiny_cluster) == (0, 0))
 
