@@ -65,6 +65,8 @@ from shell_router.errors import GraftError
 SETTINGS = "four_settings"
 END_S = 15.0
 """Of a budget, for the end of the processes and the report."""
+_MOST_QUESTIONS, _MOST_REPETITIONS = 20, 10
+"""Of one part within a budget."""
 _WEIGHTS: Mapping[str, float] = {"fan_out": 1.5, "ttft": 1.5, "second_layer": 1.5, SETTINGS: 4.0}
 """What part of the time each gets of which there is more to see; the others 1."""
 _SECOND: Mapping[Size, Size] = {"4b": "8b", "8b": "4b", "tiny": "tiny"}
@@ -150,6 +152,9 @@ def _measure(arguments: argparse.Namespace, command: tuple[str, ...], now: datet
     size: Size = arguments.size
     budget = None if arguments.budget_s is None else time.monotonic() + arguments.budget_s - END_S
     scale = setup.scale_of(size, quick=arguments.quick or budget is not None)
+    if budget is not None:
+        # As many as there is time for.
+        scale = msgspec.structs.replace(scale, questions=_MOST_QUESTIONS, repetitions=_MOST_REPETITIONS)
     if arguments.pool_tokens:
         scale = msgspec.structs.replace(scale, pool_tokens=arguments.pool_tokens)
     sizes = [size, _SECOND[size]] if arguments.hetero else [size]

@@ -38,7 +38,9 @@ class StepBatch(Protocol):
     seq_lens: Any
     """[requests]: tokens whose KV is there, on the device ..."""
     seq_lens_cpu: Any
-    """... and on the host."""
+    """... and on the host,"""
+    seq_lens_sum: int | None
+    """all of them; None until somebody asks."""
     req_pool_indices: Any
     forward_mode: Any
     input_ids: Any
@@ -269,7 +271,7 @@ def _worker_class(make_drafter: MakeDrafter) -> type:
             runner = self.runner
             self.graphs[self.width] = runner.attn_backend, runner.decode_cuda_graph_runner
             for width in (w for w in _GRAPHED if w < self.width):
-                with _configured(get_context(), width, self.width):
+                with _configured(get_context(), width, self.width), _undrafted(runner, width):
                     kept = runner.init_new_workspace
                     try:
                         attention = runner._get_attention_backend(init_new_workspace=True)
@@ -307,18 +309,11 @@ def _worker_class(make_drafter: MakeDrafter) -> type:
             last = [new[-1] if new else req.output_ids[-1] for req, new in zip(batch.reqs, pending, strict=True)]
             positions = batch.seq_lens.repeat_interleave(counts, output_size=len(ahead)) + ahead
             owners = batch.req_pool_indices.repeat_interleave(counts, output_size=len(ahead))
-            batch.forward_mode = ForwardMode.TARGET_VERIFY
             (batch.input_ids,) = self._on_device(host.inputs(torch.tensor(last)))
             batch.out_cache_loc = self.req_to_token_pool.req_to_token[owners, positions].to(torch.int64)
-            batch.spec_info = NgramVerifyInput(
-                draft_token=batch.input_ids,
-                custom_mask=self._mask(batch, host.width),
-                positions=positions,
-                draft_token_num=host.width,
-                new_seq_lens=batch.seq_lens,
-            )
+            seq_lens = batch.seq_lens
             with self._width(host.width):
-                forward = self._forward(batch, counts)
+                forward = self._decode(batch) if host.width == 1 else self._verify(batch, host.width, positions, counts)
             logits = forward.logits_output
             wide = _widened(info, counts, len(ahead))
             self.runner._preprocess_logits(logits, wide)
@@ -332,14 +327,31 @@ def _worker_class(make_drafter: MakeDrafter) -> type:
                 logits.next_token_logits = kept
                 compute_spec_logprobs(batch, logits, taken, accept_index=places)
             batch.forward_mode = ForwardMode.DECODE
-            result = self._result(forward, batch.seq_lens + lengths, on_publish, tokens.flatten(), tokens, lengths)
+            result = self._result(forward, seq_lens + lengths, on_publish, tokens.flatten(), tokens, lengths)
             (result.cap_lens,) = self._on_device((host.drafts >= 0).sum(dim=1))
             return result
 
         def _on_device(self, *tensors: Any) -> list[Any]:
             return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
-        def _forward(self, batch: StepBatch, counts: Any) -> Any:
+        def _decode(self, batch: StepBatch) -> Any:
+            """The step of a worker without drafts: attention that is made for one query of each request is quicker at
+            it than a verify step of that width."""
+            # There, lengths count the token that the step computes. What is set here is the step's own: SGLang restores
+            # the batch behind it.
+            batch.seq_lens, batch.seq_lens_cpu = batch.seq_lens + 1, batch.seq_lens_cpu + 1
+            batch.seq_lens_sum = batch.spec_info = None
+            return self.target_worker.forward_batch_generation(batch, is_verify=True)
+
+        def _verify(self, batch: StepBatch, width: int, positions: Any, counts: Any) -> Any:
+            batch.forward_mode = ForwardMode.TARGET_VERIFY
+            batch.spec_info = NgramVerifyInput(
+                draft_token=batch.input_ids,
+                custom_mask=self._mask(batch, width),
+                positions=positions,
+                draft_token_num=width,
+                new_seq_lens=batch.seq_lens,
+            )
             if not self.ragged:
                 return self.target_worker.forward_batch_generation(batch, is_verify=True)
             forward = ForwardBatch.init_new(batch, self.runner, return_hidden_states_before_norm=False)
@@ -417,6 +429,20 @@ def _configured(context: Any, width: int, usual: int) -> Iterator[None]:
         yield
     finally:
         context.override(DRAFTING_ALGORITHM, speculative_num_steps=usual - 1, speculative_num_draft_tokens=usual)
+
+
+@contextmanager
+def _undrafted(runner: Any, width: int) -> Iterator[None]:
+    """If steps are one token wide, what is made for `runner` is what a worker without drafts has."""
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+    kept = runner.spec_algorithm
+    if width == 1:
+        runner.spec_algorithm = SpeculativeAlgorithm.NONE
+    try:
+        yield
+    finally:
+        runner.spec_algorithm = kept
 
 
 _ROWS = (

@@ -4,8 +4,8 @@ SGLang's `torch_native` backend pads the queries of an extend to the whole seque
 prefix of 900 cost what 916 tokens cost. Here the new queries alone attend to all keys under a causal mask that is
 aligned to the lower right corner: query i (of q) sees keys 0 .. kv - q + i.
 
-In a decode step the query heads that have a head of keys in common become the rows of one query matrix: torch takes the
-one row of each head apart otherwise, at up to four times the cost in bfloat16.
+Where there is one new query, as in a decode step, the query heads that have a head of keys in common become the rows of
+one query matrix: torch takes the one row of each head apart otherwise, at up to four times the cost in bfloat16.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ def extend(
         req_pool_indices.tolist(), extend_prefix_lens.tolist(), extend_seq_lens.tolist(), strict=True
     ):
         length = before + new
-        slots = req_to_token[pool_index, :length]
+        keys, values = _sequence(req_to_token[pool_index, :length], k_cache, v_cache, query.dtype)
+        if new == 1:
+            output[start] = _one(query[start], keys, values, scale)
+            start += 1
+            continue
         # [tokens, heads, size] -> [1, heads, tokens, size]
         queries = query[start : start + new].transpose(0, 1).unsqueeze(0)
-        keys = k_cache[slots].to(query.dtype).transpose(0, 1).unsqueeze(0)
-        values = v_cache[slots].to(query.dtype).transpose(0, 1).unsqueeze(0)
         whole = new == length
         mask = None if whole else torch.ones(new, length, dtype=torch.bool).tril(length - new)
         attended = scaled_dot_product_attention(
@@ -89,16 +91,25 @@ def decode(
             backend, query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, encoder_lens,
             *rest, **options,
         )  # fmt: skip
-    kv_heads = k_cache.shape[1]
-    # [sequences, heads, size] -> [sequences, 1, kv heads, heads to each, size]
-    queries = query.unflatten(1, (kv_heads, -1)).unsqueeze(1)
     for row, (pool_index, length) in enumerate(zip(req_pool_indices.tolist(), seq_lens.tolist(), strict=True)):
-        slots = req_to_token[pool_index, :length]
-        keys = k_cache[slots].to(query.dtype).transpose(0, 1).unsqueeze(0)
-        values = v_cache[slots].to(query.dtype).transpose(0, 1).unsqueeze(0)
-        attended = scaled_dot_product_attention(queries[row], keys, values, scale=options.get("scaling"))
-        output[row] = attended.flatten(0, 2)
+        keys, values = _sequence(req_to_token[pool_index, :length], k_cache, v_cache, query.dtype)
+        output[row] = _one(query[row], keys, values, options.get("scaling"))
     return output
+
+
+def _sequence(
+    slots: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of one sequence, [1, kv heads, tokens, head size] each."""
+    keys, values = (cache[slots].to(dtype).transpose(0, 1).unsqueeze(0) for cache in (k_cache, v_cache))
+    return keys, values
+
+
+def _one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """What one token's `query`, [heads, head size], sees of all `keys`, in its shape."""
+    # [heads, size] -> [1, kv heads, heads to each, size]
+    rows = query.unflatten(0, (keys.shape[1], -1)).unsqueeze(0)
+    return scaled_dot_product_attention(rows, keys, values, scale=scale).flatten(0, 2)
 
 
 def _is_plain(options: dict[str, Any], *, causal: bool) -> bool:
