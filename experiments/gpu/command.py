@@ -54,6 +54,7 @@ from experiments.kernel.target import Target, check_machine, started
 from experiments.overlap import command as overlap
 from experiments.report import command as report
 from experiments.settings import command as settings
+from experiments.settings.config import ExperimentConfig
 from experiments.settings.summary import Summary
 from launch import arguments as kinds
 from launch.config import ModelConfig, load_cluster
@@ -67,7 +68,14 @@ END_S = 15.0
 """Of a budget, for the end of the processes and the report."""
 _MOST_QUESTIONS, _MOST_REPETITIONS = 20, 10
 """Of one part within a budget."""
-_WEIGHTS: Mapping[str, float] = {"fan_out": 1.5, "ttft": 1.5, "second_layer": 1.5, SETTINGS: 4.0}
+_WEIGHTS: Mapping[str, float] = {
+    "drafts": 3.0,
+    "fan_out": 1.5,
+    "ttft": 2.0,
+    "second_layer": 2.0,
+    "spliced": 1.5,
+    SETTINGS: 4.0,
+}
 """What part of the time each gets of which there is more to see; the others 1."""
 _SECOND: Mapping[Size, Size] = {"4b": "8b", "8b": "4b", "tiny": "tiny"}
 
@@ -173,7 +181,8 @@ def _measure(arguments: argparse.Namespace, command: tuple[str, ...], now: datet
     # Of the launcher's environment, which its workers have too.
     os.environ[DUMMY_WEIGHTS_VARIABLE] = str(setup.WEIGHTS)
     trees = [setup.tree_config(name, (names[0], names[1], names[2]), scale) for name in ("dense", "tree")]
-    setup.write(folder, cluster_config, trees, setup.experiment_config(scale, early_exit=not arguments.no_exit))
+    settings_of = partial(setup.experiment_config, early_exit=not arguments.no_exit, drafts=arguments.drafts)
+    setup.write(folder, cluster_config, trees, settings_of(scale))
     config = load_cluster(folder / setup.CLUSTER_FILE)
     check_machine(config)
     environment = describe_environment()
@@ -190,7 +199,7 @@ def _measure(arguments: argparse.Namespace, command: tuple[str, ...], now: datet
             for name in scale.overlap:
                 parts[name] = partial(measure_overlap, target, setup.model_name(size), scale, folder, name)
         if arguments.only in (None, "settings"):
-            parts[SETTINGS] = partial(measure_settings, target, scale, folder, early_exit=not arguments.no_exit)
+            parts[SETTINGS] = partial(measure_settings, target, settings_of, scale, folder)
         left = None if budget is None else max(0.0, budget - time.monotonic())
         shares = Budget(left, [_WEIGHTS.get(name, 1.0) for name in parts])
         for name, measure in parts.items():
@@ -278,22 +287,25 @@ def _where(target: Target, model: str, scale: Scale, folder: Path, within_s: flo
 
 
 def measure_settings(
-    target: Target, scale: Scale, folder: Path, within_s: float | None = None, *, early_exit: bool
+    target: Target,
+    settings_of: Callable[..., ExperimentConfig],
+    scale: Scale,
+    folder: Path,
+    within_s: float | None = None,
 ) -> Measured | None:
-    """The four settings: on all questions, or on as many as there is time for; None when that is for none."""
+    """`settings_of` a scale: on all questions, or on as many as there is time for; None when that is for none."""
     if within_s is not None:
         began = time.monotonic()
         with Client(target.url) as client:
             # What a run takes, which is also the warm-up.
             client.ask("What is 17 times 3?", tree="tree", options={"mode": "blocking"})
         run_s = time.monotonic() - began
-        runs = 1 + len(setup.experiment_config(scale, early_exit=early_exit).settings)
+        runs = 1 + len(settings_of(scale).settings)
         questions = min(scale.questions, int((within_s - run_s) / (runs * run_s)))
         if questions < 1:
             return None
         scale = msgspec.structs.replace(scale, questions=questions)
-        experiment = setup.experiment_config(scale, early_exit=early_exit, warmup=0)
-        setup.write_one(folder / setup.EXPERIMENT_FILE, experiment)
+        setup.write_one(folder / setup.EXPERIMENT_FILE, settings_of(scale, warmup=0))
     workers = [part for url in target.workers for part in ("--worker-url", url)]
     arguments = [str(folder / setup.EXPERIMENT_FILE), "--url", target.url, *workers, "--runs-dir", str(folder)]
     return _ended(SETTINGS, partial(settings.main, [*arguments, "--name", SETTINGS]), Path(SETTINGS) / "summary.json")

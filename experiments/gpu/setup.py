@@ -22,12 +22,14 @@ from launch.config import ClusterConfig
 from shell_router.core.early_exit import ExitOverride
 from shell_router.core.tree import TreeConfig
 from shell_router.options import RunOptions
+from shell_router.record import DraftMode, Mode
 
 CLUSTER_FILE = "cluster.json"
 EXPERIMENT_FILE = "experiment.json"
 WEIGHTS = 0.03
 """Bound of the random weights: with SGLang's own, 0.001, the last token alone decides what comes next."""
 _TEMPERATURE = 0.7
+_TREES_EXIT = ExitOverride()
 _SIBLINGS = 3
 """Agents that answer one successor of the tree."""
 _TEMPLATES = {
@@ -83,13 +85,14 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
                 "second_layer": ("--input-range", "1", "128", "--precursor-answer", "24", "--answer", "4"),
                 "second_layer-64-tokens": (
                     *("--input-range", "1", "128", "--precursor-answer", "24", "--answer", "4"),
-                    *("--modes", "blocking", "incremental", "--min-append", "64"),
+                    *("--modes", "blocking", "incremental", "paying", "--min-append", "64"),
                 ),
                 "spliced": ("--sizes", "64,192", "--precursors", "2", "--answer", "4"),
                 "chain": ("--input-range", "1", "64", "--precursor-answer", "24", "--answer", "4"),
             },
         )
     long = ("--answer", "64")
+    policies = ("--modes", "blocking", "incremental", "paying")
     if quick:
         return Scale(
             pool_tokens=65_536,
@@ -102,14 +105,12 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
             drafts=("--batches", "1,9,27", "--shares", "0,0.5,1"),
             overlap={
                 "fan_out": ("--siblings", "1,3,9,27"),
-                "ttft": ("--prompt", "4096", "--chunk", "256", "--tail", "64"),
-                "second_layer": ("--precursors", "3", "--precursor-answer", "128", *long),
-                "second_layer-512-tokens": (
-                    *("--precursors", "3", "--precursor-answer", "128", *long),
-                    *("--modes", "blocking", "incremental", "--min-append", "512"),
+                "ttft": (
+                    *("--prompt", "4096", "--chunk", "256", "--tail", "64", "--loads", "idle", "busy_decode"),
+                    *("--modes", "blocking", "resend", "on_prefill", "on_decode"),
                 ),
-                "spliced": ("--sizes", "1024,4096", "--precursors", "8", *long),
-                "chain": ("--precursor-answer", "256", *long),
+                "second_layer": ("--precursors", "3", "--precursor-answer", "128", *policies, *long),
+                "spliced": ("--sizes", "4096", "--precursors", "8", *policies, *long),
             },
         )
     return Scale(
@@ -124,7 +125,7 @@ def scale_of(size: Size, *, quick: bool) -> Scale:
             "fan_out": ("--siblings", "1,3,9,27", "--ways", "direct", "sglang_router"),
             "ttft": ("--prompt", "4096", "--chunk", "256", "--tail", "64"),
             "scaling": ("--prompt", "1024", "--long-prompt", "16384", "--chunk", "256", "--tail", "64"),
-            "second_layer": ("--precursors", "6", "--precursor-answer", "256", *long),
+            "second_layer": ("--precursors", "6", "--precursor-answer", "256", *policies, *long),
             "second_layer-512-tokens": (
                 *("--precursors", "6", "--precursor-answer", "256", *long),
                 *("--modes", "blocking", "incremental", "--min-append", "512"),
@@ -206,20 +207,23 @@ def tree_config(name: str, layer_models: tuple[str, str, str], scale: Scale) -> 
     return msgspec.convert(document, TreeConfig)
 
 
-def experiment_config(scale: Scale, *, early_exit: bool, warmup: int = 1) -> ExperimentConfig:
-    """The four settings; three without early exit. `warmup` runs of each are in no number.
+def experiment_config(scale: Scale, *, early_exit: bool, drafts: bool = False, warmup: int = 1) -> ExperimentConfig:
+    """The four settings; without early exit one less. With drafts one more, the tree that drafts: its answers copy
+    nothing, so that it shows what drafts cost. `warmup` runs of each are in no number.
 
     The exit is scripted: Q of random answers means nothing, so that a threshold of 0 lets every check exit, and a
     cluster does not wait once two of its agents have answered.
     """
     settings = [
-        SettingConfig(name="dense", tree="dense", graft=RunOptions(mode="blocking", slots="fixed")),
-        SettingConfig(name="tree", tree="tree", graft=RunOptions(mode="blocking", slots="fixed")),
-        SettingConfig(name="tree+overlap", tree="tree", graft=RunOptions(mode="spliced", slots="fixed")),
+        SettingConfig(name="dense", tree="dense", graft=_options("blocking")),
+        SettingConfig(name="tree", tree="tree", graft=_options("blocking")),
+        SettingConfig(name="tree+overlap", tree="tree", graft=_options("spliced")),
     ]
+    if drafts:
+        settings.append(SettingConfig(name="tree+drafts", tree="tree", graft=_options("blocking", drafts="auto")))
     if early_exit:
         scripted = ExitOverride(mode="threshold", threshold=0.0)
-        options = RunOptions(mode="spliced", slots="fixed", early_exit=scripted)
+        options = _options("spliced", early_exit=scripted)
         settings.append(SettingConfig(name="tree+overlap+exit", tree="tree", graft=options))
     return ExperimentConfig(
         name="four_settings",
@@ -229,6 +233,10 @@ def experiment_config(scale: Scale, *, early_exit: bool, warmup: int = 1) -> Exp
         replay_answers=True,
         warmup=warmup,
     )
+
+
+def _options(mode: Mode, *, drafts: DraftMode = "off", early_exit: ExitOverride = _TREES_EXIT) -> RunOptions:
+    return RunOptions(mode=mode, slots="fixed", drafts=drafts, early_exit=early_exit)
 
 
 def write(folder: Path, cluster: ClusterConfig, trees: Sequence[TreeConfig], experiment: ExperimentConfig) -> None:

@@ -127,22 +127,24 @@ class PairClient:
             "direct": self.engine,
             "sglang_router": HttpEngine(through, limits, http),
         }
-        self._on_prefill = IncrementalSessions(self.models, limits, http, self.engine, rest=False)
+        self._by_rest = {
+            rest: IncrementalSessions(self.models, limits, http, self.engine, rest=rest) for rest in (True, False)
+        }
         self.sessions: dict[Transport, SessionFactory] = {
             "incremental": IncrementalSessions(self.models, limits, http, self.engine),
             "resend": ResendSessions(self.engine),
         }
 
     def session(
-        self, kind: str, *, transport: Transport, answer: int, max_prompt_tokens: int, rest: bool = True
+        self, kind: str, *, transport: Transport, answer: int, max_prompt_tokens: int, rest: bool | None = None
     ) -> tuple[str, PrefillSession]:
         """A prompt to write, whose answer will have `answer` tokens, greedy ones; and its id, which begins with `kind`.
-        `rest`: what little is left of it at the commit the decode worker computes.
+        `rest`: whether the decode worker computes what little is left of it at the commit; None as the router does.
 
         Its `close` is to be called whatever happens.
         """
         request = _request(kind, answer)
-        make = self.sessions[transport] if rest else self._on_prefill
+        make = self.sessions[transport] if rest is None else self._by_rest[rest]
         return request.request_id, make(request, max_prompt_tokens=max_prompt_tokens)
 
     async def ask(

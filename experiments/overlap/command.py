@@ -2,8 +2,8 @@
 
 What is measured is the router's own code, in this process: its sessions, and whole runs of its plan. Modes (`--modes`):
 blocking sends a prompt when it is whole; resend and incremental are the transports of what is appended before that,
-one whenever none is under way; on_prefill is incremental without decode's own pass over what little is left; paying is
-incremental with appends that are worth what they cost, in runs.
+one whenever none is under way; on_prefill and on_decode are incremental with what little is left at the commit always
+computed there; paying is incremental with appends that are worth what they cost, in runs.
 
 Parts (`--part`):
 
@@ -357,8 +357,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
     check_pair_arguments(parser, arguments)
-    if "on_prefill" in arguments.modes and arguments.part not in ("ttft", "scaling"):
-        parser.error("--modes: on_prefill is of the parts ttft, scaling")
+    for mode in ("on_prefill", "on_decode"):
+        if mode in arguments.modes and arguments.part not in ("ttft", "scaling"):
+            parser.error(f"--modes: {mode} is of the parts ttft, scaling")
     if "paying" in arguments.modes and arguments.part not in LAYER_PARTS:
         parser.error(f"--modes: paying is of the parts {', '.join(LAYER_PARTS)}")
     if arguments.prompt <= arguments.tail:

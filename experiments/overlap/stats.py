@@ -16,12 +16,13 @@ from shell_router.core.plan import ChunkPolicy
 from shell_router.milestones import PARTS, Part
 from shell_router.record import Transport
 
-Mode = Literal["blocking", "resend", "incremental", "on_prefill", "paying"]
+Mode = Literal["blocking", "resend", "incremental", "on_prefill", "on_decode", "paying"]
 """blocking: nothing is sent before the commit. resend, incremental: the transport of the appends, one whenever none
-is under way. on_prefill: incremental, and what is left at the commit is the prefill worker's, however little; of
-prompts only. paying: incremental, and an append is sent only when it is worth what it costs; of runs only."""
+is under way. on_prefill, on_decode: incremental, and what little is left at the commit is that worker's, not the one's
+that has been quicker; of prompts only. paying: incremental, and an append is sent only when it is worth what it costs;
+of runs only."""
 RUN_MODES: tuple[Mode, ...] = get_args(Mode)
-SESSIONS: tuple[Mode, ...] = ("incremental", "on_prefill")
+SESSIONS: tuple[Mode, ...] = ("incremental", "on_prefill", "on_decode")
 """Over sessions, written from outside."""
 MODES = RUN_MODES[:3]
 """Where appends are not a plan's own."""
@@ -30,6 +31,7 @@ BASES: tuple[tuple[Mode, Mode], ...] = (
     ("incremental", "blocking"),
     ("incremental", "resend"),
     ("incremental", "on_prefill"),
+    ("on_decode", "on_prefill"),
     ("paying", "blocking"),
     ("paying", "incremental"),
 )

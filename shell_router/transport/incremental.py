@@ -65,12 +65,11 @@ class IncrementalSession:
         pairs: Pairs,
         counts: SessionCounts,
         resend_costs: CostLearner,
-        rest: bool,
+        rest: bool | None,
     ) -> None:
         """`answer` is the request to commit; its id is the session's, and its `input_ids` are not set yet.
 
-        `resend_costs` learns what an append costs where there is no session. `rest`: what little is left at the commit
-        the decode worker computes.
+        `resend_costs` learns what an append costs where there is no session. `rest`: as of `RemoteSession`.
         """
         self._answer = answer
         self._max_prompt_tokens = max_prompt_tokens
@@ -260,11 +259,11 @@ class IncrementalSessions:
         engine: Engine,
         pairs: Mapping[str, Pairs] | None = None,
         *,
-        rest: bool = True,
+        rest: bool | None = None,
     ) -> None:
         """`pairs` know the workers, and what `engine` gave them; without them they are those that `models` name.
 
-        `rest`: what little is left of a prompt at its commit the decode worker computes; without, to compare."""
+        `rest`: as of `RemoteSession`; it is set to compare."""
         self._engine = engine
         self._rest = rest
         self._workers = Workers(client, limits)

@@ -10,6 +10,7 @@ import msgspec
 
 from sglang_ext.protocol import SessionReply, SessionsStatus, Status
 from shell_router.core.append_cost import AppendCost, CostLearner
+from shell_router.core.quicker import Quicker
 
 _FRESH_S = 1.0
 """How long what a worker says of itself is gone by."""
@@ -123,6 +124,8 @@ class Pair:
     failures: int = 0
     """Sessions that failed on it, in a row."""
     rests_until: float = float("-inf")
+    on_decode: Quicker = field(default_factory=Quicker)
+    """Whether what little is left of a prompt at its commit is sooner computed by the decode worker."""
 
     @property
     def append_cost(self) -> AppendCost | None:

@@ -34,8 +34,9 @@ class RemoteSession:
     """A session on both workers of `pair`. All but `end` raise `EngineError`, after which there is only `end`."""
 
     def __init__(
-        self, workers: Workers, pair: Pair, answer: GenerateRequest, max_prompt_tokens: int, rest: bool
+        self, workers: Workers, pair: Pair, answer: GenerateRequest, max_prompt_tokens: int, rest: bool | None
     ) -> None:
+        """`rest`: whether the decode worker computes what little is left of the prompt; None: where that is quicker."""
         self._committed = False
         self._workers = workers
         self.pair = pair
@@ -102,12 +103,17 @@ class RemoteSession:
             return_logprob=self._answer.logprobs,
             priority=self._answer.priority,
         )
-        rest = self._decode_may_go_on(len(ids))
+        little = self._decode_may_go_on(len(ids))
+        rest = little and (self.pair.on_decode.choose() if self._rest is None else self._rest)
         streamed = msgspec.structs.replace(request, stream=True, rest=rest)
         sending = self._finish() if rest else self._workers.commit(self.pair.prefill, request)
         answering = answer_of_pair(sending, self._workers.answer(self.pair.decode, streamed))
+        began: float | None = time.monotonic()
         async with aclosing(answering) as deltas:
             async for delta in deltas:
+                if little and began is not None:
+                    self.pair.on_decode.took(rest, time.monotonic() - began)
+                    began = None
                 yield delta
         self._leave()
 
@@ -143,11 +149,10 @@ class RemoteSession:
                     logger.warning("session %s may not have been freed: %s", self._answer.request_id, error)
 
     def _decode_may_go_on(self, more: int) -> bool:
-        """Whether so little of the prompt is left, with `more` tokens, that the decode worker computes it sooner than
-        the prefill worker can send it."""
+        """Whether so little of the prompt is left, with `more` tokens, that the decode worker may compute it."""
         status = self.pair.decode_worker.status
         sessions = None if status is None else status.sessions
-        if not self._rest or sessions is None or not self._pushed:
+        if self._rest is False or sessions is None or not self._pushed:
             return False
         return 0 < self._sent + more - self._pushed <= sessions.max_rest_tokens
 

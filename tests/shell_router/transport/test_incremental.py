@@ -130,6 +130,18 @@ async def test_decode_computes_what_is_left_if_it_is_little(most: int) -> None:
         await r.check_nothing_is_left()
 
 
+async def test_what_is_left_is_computed_by_either_worker_until_it_is_known_where_it_is_quicker() -> None:
+    async with rig() as r:
+        r.pair.decode.max_rest_tokens = 64
+        for number in range(6):
+            session = r.session(f"run-{number}")
+            assert answer_of(await write_prompt(session)) == ANSWER
+            await session.close()
+        ends = [call for call in r.pair.prefill.calls if call in ("finish", "commit")]
+        assert ends == ["finish", "commit"] * 3
+        await r.check_nothing_is_left()
+
+
 @pytest.mark.parametrize("fault", ["status", "cut", "cut_after"])
 async def test_a_prefill_worker_that_does_not_finish(fault: Fault) -> None:
     async with rig() as r:
