@@ -11,12 +11,15 @@ from shell_router.core.pool import Budget, JudgePolicy, PoolConfig, PoolLayer, P
 from shell_router.core.routing import AgentTerms, Candidate, LayerTerms, RoutingTerms
 from shell_router.core.tree import AgentConfig, Sampling, TemplateConfig, Tree, TreeConfig, build_tree
 
-FIXED, BEST_THREE, UTILITY, PAPER, ALONE = "fixed_9_3_1", "fixed_3_1", "utility", "paper", "best_alone"
+FIXED, BEST_THREE, UTILITY, THRIFTY, PAPER, ALONE = (
+    "fixed_9_3_1", "fixed_3_1", "utility", "thrifty", "paper", "best_alone",
+)  # fmt: skip
 BASELINE = FIXED
 DESCRIPTIONS = {
     FIXED: "the nine models that are best on average, three of the best as aggregators, the best as root",
     BEST_THREE: "the three models that are best on average, and the best as root: as many agents as routing asks",
     UTILITY: "a pool of all fifteen, two layers, the best three of each asked; a layer is asked only if it is worth it",
+    THRIFTY: "the same with weights of cost and seconds of 0.2 and 0.1",
     PAPER: "a pool of all fifteen, three rounds of three, RouteMoA's own ranking, posteriors and threshold",
     ALONE: "the model that is best on average, by itself",
 }
@@ -42,6 +45,7 @@ def ways() -> list[Way]:
     """All, the baseline first."""
     pooled = {
         UTILITY: _pooled(2, judge=JudgePolicy(stop=True)),
+        THRIFTY: _pooled(2, judge=JudgePolicy(stop=True), weights=RoutingWeights(cost=0.2, seconds=0.1)),
         PAPER: _pooled(3, mode_paper=True),
     }
     return [
@@ -105,7 +109,9 @@ def _best_three() -> Tree:
     return _tree([*agents, _agent(ROOT, BY_MEAN[0], [agent.id for agent in agents])])
 
 
-def _pooled(rounds: int, *, judge: JudgePolicy | None = None, mode_paper: bool = False) -> Tree:
+def _pooled(
+    rounds: int, *, judge: JudgePolicy | None = None, weights: RoutingWeights | None = None, mode_paper: bool = False
+) -> Tree:
     layers: list[PoolLayer] = []
     agents: list[AgentConfig] = []
     before: list[str] = []
@@ -122,7 +128,7 @@ def _pooled(rounds: int, *, judge: JudgePolicy | None = None, mode_paper: bool =
     pool = PoolConfig(
         layers=tuple(layers),
         prices={name: model.price for name, model in POOL.items()},
-        weights=RoutingWeights(),
+        weights=weights or RoutingWeights(),
         judge=judge,
         mode="paper" if mode_paper else "utility",
     )
