@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sglang_ext.compat.descriptions import describes
 from sglang_ext.compat.requests import Req
@@ -117,8 +117,23 @@ class Drafter(Protocol):
         """Drafts for the next step of `requests`. `pending`: the tokens of each one's answer that it does not have yet.
         `plain`: the step must be one without drafts."""
 
+    def ahead(self, requests: Sequence[Req], plain: bool) -> Proposal | None:
+        """The same while the tokens of the step before are not known: a step without drafts; None where `propose` must
+        be asked, for some may pay."""
+
     def took(self, proposal: Proposal, seconds: float) -> None:
         """How long the step of an earlier proposal took. All ranks of a worker are told the same."""
+
+
+class _Timed(NamedTuple):
+    """A step whose time is being taken."""
+
+    proposal: Proposal
+    began: float
+    ahead: bool
+    """Planned before the tokens of the step before were known."""
+    counts: bool
+    """Whether its time says what such steps take."""
 
 
 MakeDrafter = Callable[[Sequence[int], bool], Drafter]
@@ -247,8 +262,7 @@ def _worker_class(make_drafter: MakeDrafter) -> type:
             self.width = self.speculative_num_draft_tokens = get_spec().speculative_num_draft_tokens
             self.graphs: dict[int, tuple[Any, Any]] = {}
             self.group = get_parallel().tp_group
-            self.began: float | None = None
-            self.proposal: Proposal | None = None
+            self.timed: _Timed | None = None
             self.steps: list[tuple[Proposal, float]] = []
             # Our attention on a CPU takes as many rows of each request as it has.
             self.ragged = self.device == "cpu"
@@ -290,7 +304,7 @@ def _worker_class(make_drafter: MakeDrafter) -> type:
         def forward_batch_generation(self, batch: Any, on_publish: Any = None, pp_proxy_tensors: Any = None) -> Any:
             if batch.forward_mode.is_decode():
                 return self._step(batch, on_publish)
-            self.began = None
+            self.timed = None
             result = self.target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors)
             tokens = torch.zeros(len(batch.reqs), self.width, dtype=torch.int32, device=self.device)
             tokens[:, 0] = result.next_token_ids
@@ -298,72 +312,123 @@ def _worker_class(make_drafter: MakeDrafter) -> type:
             return self._result(result, batch.seq_lens.clone(), on_publish, result.next_token_ids, tokens, lengths)
 
         def _step(self, batch: StepBatch, on_publish: Any) -> Any:
-            pending = self._pending(batch)
-            self._clock(batch)
-            # What masks the logits of one token needs all tokens before it, which a draft is not yet.
-            info = batch.sampling_info
-            masked = batch.has_grammar or info.has_custom_logit_processor or any(info.return_sampling_masks or ())
-            self.proposal = proposal = self.drafter.propose(batch.reqs, pending, masked)
-            host = Rows(proposal.drafts, proposal.width, even=not self.ragged)
-            counts, places, drafts, ahead = self._on_device(host.counts, host.places, host.drafts, host.ahead())
-            last = [new[-1] if new else req.output_ids[-1] for req, new in zip(batch.reqs, pending, strict=True)]
-            positions = batch.seq_lens.repeat_interleave(counts, output_size=len(ahead)) + ahead
-            owners = batch.req_pool_indices.repeat_interleave(counts, output_size=len(ahead))
-            (batch.input_ids,) = self._on_device(host.inputs(torch.tensor(last)))
-            batch.out_cache_loc = self.req_to_token_pool.req_to_token[owners, positions].to(torch.int64)
-            seq_lens = batch.seq_lens
-            with self._width(host.width):
-                forward = self._decode(batch) if host.width == 1 else self._verify(batch, host.width, positions, counts)
-            logits = forward.logits_output
-            wide = _widened(info, counts, len(ahead))
+            proposal, last = self._plan(batch)
+            seq_lens, width = batch.seq_lens, proposal.width
+            rows = Rows(proposal.drafts, width, even=not self.ragged)
+            if width == 1 and on_publish is not None:
+                # How long requests will be is known already: the scheduler need not wait for the step to prepare the
+                # next one.
+                on_publish(seq_lens + 1)
+                on_publish = None
+            with self._width(width):
+                if width == 1:
+                    forward, positions, counts = self._decode(batch, last), seq_lens, None
+                else:
+                    forward, positions, counts = self._verify(batch, rows, last)
+            logits, info = forward.logits_output, batch.sampling_info
+            wide = info if counts is None else _widened(info, counts, len(positions))
             self.runner._preprocess_logits(logits, wide)
             # The sampler makes probabilities of the logits where they are.
             kept = logits.next_token_logits.clone() if batch.return_logprob else None
             taken = self.runner.sampler(logits, wide, False, [], [], positions)
+            places, drafts, drafted = self._on_device(rows.places, rows.drafts, (rows.drafts >= 0).sum(dim=1))
             tokens = torch.zeros(len(batch.reqs), self.width, dtype=torch.int32, device=self.device)
-            tokens[:, : host.width] = taken[places]
-            lengths = accept_lengths(drafts, tokens[:, : host.width]).to(torch.int32)
+            tokens[:, :width] = taken[places]
+            lengths = accept_lengths(drafts, tokens[:, :width]).to(torch.int32)
             if batch.return_logprob:
                 logits.next_token_logits = kept
                 compute_spec_logprobs(batch, logits, taken, accept_index=places)
             batch.forward_mode = ForwardMode.DECODE
             result = self._result(forward, seq_lens + lengths, on_publish, tokens.flatten(), tokens, lengths)
-            (result.cap_lens,) = self._on_device((host.drafts >= 0).sum(dim=1))
+            result.cap_lens = drafted
             return result
+
+        def _plan(self, batch: StepBatch) -> tuple[Proposal, Any]:
+            """What the next step verifies, and each request's last token, [requests].
+
+            Under overlap scheduling the tokens of the step before are still being computed. Who drafts must know them;
+            a step without drafts does not wait for them, so that one is planned by what is known, as long as no draft
+            would pay by that.
+            """
+            info = batch.sampling_info
+            # What masks the logits of one token needs all tokens before it, which a draft is not yet.
+            masked = batch.has_grammar or info.has_custom_logit_processor or any(info.return_sampling_masks or ())
+            overlapped = batch.enable_overlap and not batch.grammar_needs_sync()
+            proposal = self.drafter.ahead(batch.reqs, masked) if overlapped else None
+            if proposal is not None:
+                began = self._clock(batch, ahead=True)
+                self.timed = _Timed(proposal, began, ahead=True, counts=True)
+                return proposal, self._last(batch)
+            pending = self._pending(batch) if overlapped else [[] for _ in batch.reqs]
+            began = self._clock(batch, ahead=False)
+            proposal = self.drafter.propose(batch.reqs, pending, masked)
+            # One without drafts that has waited all the same is not what such steps take.
+            self.timed = _Timed(proposal, began, ahead=False, counts=proposal.width > 1 or not overlapped)
+            last = [new[-1] if new else req.output_ids[-1] for req, new in zip(batch.reqs, pending, strict=True)]
+            return proposal, torch.tensor(last)
+
+        def _last(self, batch: StepBatch) -> Any:
+            """Each request's last token, without waiting for it; of those that have none of a step yet, the first."""
+            first = [req.output_ids[-1] if req.output_ids else 0 for req in batch.reqs]
+            (known,) = self._on_device(torch.tensor(first))
+            lengths = batch.spec_info.accept_lens
+            at = (lengths.long() - 1).clamp(min=0)
+            written = batch.spec_info.accept_tokens.reshape(-1, self.width).gather(1, at[:, None]).squeeze(1)
+            return torch.where(lengths > 0, written.to(known.dtype), known)
 
         def _on_device(self, *tensors: Any) -> list[Any]:
             return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
-        def _decode(self, batch: StepBatch) -> Any:
+        def _decode(self, batch: StepBatch, last: Any) -> Any:
             """The step of a worker without drafts: attention that is made for one query of each request is quicker at
             it than a verify step of that width."""
+            (batch.input_ids,) = self._on_device(last)
+            batch.out_cache_loc = self._slots(batch.req_pool_indices, batch.seq_lens)
             # There, lengths count the token that the step computes. What is set here is the step's own: SGLang restores
             # the batch behind it.
             batch.seq_lens, batch.seq_lens_cpu = batch.seq_lens + 1, batch.seq_lens_cpu + 1
             batch.seq_lens_sum = batch.spec_info = None
             return self.target_worker.forward_batch_generation(batch, is_verify=True)
 
-        def _verify(self, batch: StepBatch, width: int, positions: Any, counts: Any) -> Any:
-            batch.forward_mode = ForwardMode.TARGET_VERIFY
+        def _verify(self, batch: StepBatch, rows: Rows, last: Any) -> tuple[Any, Any, Any]:
+            """One pass over each request's `last` token and its drafts; and of its rows of logits the positions, and
+            how many each request has."""
+            counts, ahead, inputs = self._on_device(rows.counts, rows.ahead(), rows.inputs(last))
+            positions = batch.seq_lens.repeat_interleave(counts, output_size=len(ahead)) + ahead
+            owners = batch.req_pool_indices.repeat_interleave(counts, output_size=len(ahead))
+            batch.forward_mode, batch.input_ids = ForwardMode.TARGET_VERIFY, inputs
+            batch.out_cache_loc = self._slots(owners, positions)
             batch.spec_info = NgramVerifyInput(
-                draft_token=batch.input_ids,
-                custom_mask=self._mask(batch, width),
+                draft_token=inputs,
+                custom_mask=self._mask(batch, rows.width),
                 positions=positions,
-                draft_token_num=width,
+                draft_token_num=rows.width,
                 new_seq_lens=batch.seq_lens,
             )
             if not self.ragged:
-                return self.target_worker.forward_batch_generation(batch, is_verify=True)
+                return self.target_worker.forward_batch_generation(batch, is_verify=True), positions, counts
             forward = ForwardBatch.init_new(batch, self.runner, return_hidden_states_before_norm=False)
             forward.extend_prefix_lens, forward.extend_seq_lens = batch.seq_lens, counts
-            return self.target_worker.forward_batch_generation(None, forward, is_verify=True)
+            return self.target_worker.forward_batch_generation(None, forward, is_verify=True), positions, counts
 
-        def _clock(self, batch: StepBatch) -> None:
-            """From step to step, what the scheduler does between them included. The first rank's clock counts."""
-            began, self.began = self.began, time.perf_counter()
-            if self.proposal is None or began is None:
-                return
-            self.steps.append((self.proposal, math.nan if batch.after_idle_gap else self.began - began))
+        def _slots(self, owners: Any, positions: Any) -> Any:
+            return self.req_to_token_pool.req_to_token[owners, positions].to(torch.int64)
+
+        def _clock(self, batch: StepBatch, *, ahead: bool) -> float:
+            """The time, where the step before ends and the next one begins. The first rank's clock counts.
+
+            From step to step, what the scheduler does between them included; which is known if both were planned
+            `ahead` of what they follow, or both behind it.
+            """
+            now, before = time.perf_counter(), self.timed
+            if before is not None:
+                known = before.counts and before.ahead == ahead and not batch.after_idle_gap
+                self.steps.append((before.proposal, now - before.began if known else math.nan))
+                self._tell()
+            return now
+
+        def _tell(self) -> None:
+            """The drafter learns how long steps took."""
             several = self.group.world_size > 1
             if several and len(self.steps) < _SHARED_STEPS:
                 return
@@ -378,9 +443,7 @@ def _worker_class(make_drafter: MakeDrafter) -> type:
             self.steps.clear()
 
         def _pending(self, batch: StepBatch) -> list[list[int]]:
-            """Tokens of the step before that the scheduler has not seen yet: under overlap scheduling, all of them."""
-            if not batch.enable_overlap or batch.grammar_needs_sync():
-                return [[] for _ in batch.reqs]
+            """Tokens of the step before, which the scheduler has not seen yet."""
             tokens = batch.spec_info.accept_tokens.reshape(-1, self.width).tolist()
             return [row[:length] for row, length in zip(tokens, batch.spec_info.accept_lens.tolist(), strict=True)]
 

@@ -77,24 +77,43 @@ class Drafter:
         """Drafts for the next step of `requests`. `pending`: the tokens of each one's answer that it does not have yet.
         `plain`: the step must be one without drafts.
         """
-        traced = {}
-        for request, new in zip(requests, pending, strict=True):
-            one = self._traced.get(request.rid) or self._trace(request)
-            self._grow(one, request.output_ids, new)
-            traced[request.rid] = one
-        # Who is not in a batch of the worker's has ended, or comes back with all of its text.
-        self._traced = traced
-        drafts = [_NOTHING if one.index is None else one.index.draft(self.max_tokens) for one in traced.values()]
+        drafts = self._follow(requests, pending)
         shares = [0] * len(drafts) if plain else self._policy.choose(drafts)
-        for one, draft, share in zip(traced.values(), drafts, shares, strict=True):
-            one.draft, one.share = draft, share
+        for one, share in zip(self._traced.values(), shares, strict=True):
+            one.share = share
         width = 1 + max(shares)
         return Proposal(width, [draft.tokens[:share] for draft, share in zip(drafts, shares, strict=True)])
+
+    def ahead(self, requests: Sequence[Request], plain: bool) -> Proposal | None:
+        """The same while the tokens of the step before are not known: a step without drafts; None where `propose` must
+        be asked, for some may pay.
+
+        A step that drafted gives more than one token, so that what follows it is not known beforehand.
+        """
+        if any(one.share for one in map(self._traced.get, (request.rid for request in requests)) if one is not None):
+            return None
+        drafts = self._follow(requests, [()] * len(requests))
+        if not plain and self._policy.pays(drafts):
+            return None
+        return Proposal(1, [[] for _ in drafts])
 
     def took(self, proposal: Proposal, seconds: float) -> None:
         """How long the step of an earlier proposal took. All ranks of a worker are told the same."""
         shares = [proposal.width - 1 if self._even else len(draft) for draft in proposal.drafts]
         self._policy.observe(shares, seconds)
+
+    def _follow(self, requests: Sequence[Request], pending: Sequence[Sequence[int]]) -> list[Draft]:
+        """Whatever is known of the answers is in their indices now; what these draft."""
+        traced = {}
+        for request, new in zip(requests, pending, strict=True):
+            one = self._traced.get(request.rid) or self._trace(request)
+            self._grow(one, request.output_ids, new)
+            one.draft = _NOTHING if one.index is None else one.index.draft(self.max_tokens)
+            one.share = 0
+            traced[request.rid] = one
+        # Who is not in a batch of the worker's has ended, or comes back with all of its text.
+        self._traced = traced
+        return [one.draft for one in traced.values()]
 
     def _trace(self, request: Request) -> _Traced:
         # SGLang has them in arrays of another type.
@@ -133,12 +152,14 @@ class Drafter:
         one.index.extend(new)
         if first:
             return
+        # Of steps without drafts there may be several by now, of one token each.
+        steps = 1 if one.share else len(new)
         # One more than was verified, at no cost: the step's last token with what was drafted for its place.
         compared = min(one.share + 1, len(one.draft.tokens), len(new))
         right = 0
         while right < compared and new[right] == one.draft.tokens[right]:
             right += 1
         self._policy.learn(one.draft, one.share + 2, right)
-        self.counters.steps += 1
+        self.counters.steps += steps
         self.counters.drafted += min(one.share, len(one.draft.tokens))
-        self.counters.accepted += len(new) - 1
+        self.counters.accepted += len(new) - steps

@@ -46,6 +46,13 @@ class Policy(ABC):
     def choose(self, drafts: Sequence[Draft]) -> list[int]:
         """How many tokens of each draft the next step verifies."""
 
+    def pays(self, drafts: Sequence[Draft]) -> bool:
+        """Whether `choose` would verify anything of them. It is not asked to: nothing is spent."""
+        credit, explored = self._credit, dict(self._explored)
+        shares = self.choose(drafts)
+        self._credit, self._explored = credit, explored
+        return any(shares)
+
     def observe(self, shares: Sequence[int], seconds: float) -> None:
         """A decode step that verified `shares` tokens of its requests' drafts, or what stood in their places, took
         `seconds`."""

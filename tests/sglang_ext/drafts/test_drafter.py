@@ -34,11 +34,13 @@ def said(drafts: Drafts) -> Sampling:
 
 
 def write(drafter: Drafter, requests: list[Request], answers: list[list[int]], late: bool = False) -> int:
-    """Steps until each of `requests` has its answer; `late`: the scheduler sees each step's tokens one step later."""
+    """Steps until each of `requests` has its answer; `late`: the scheduler sees each step's tokens one step later, and
+    steps are planned ahead of them where that can be."""
     steps = 0
     pending: list[list[int]] = [[] for _ in requests]
     while any(len(r.output_ids) + len(p) < len(a) for r, p, a in zip(requests, pending, answers, strict=True)):
-        proposal = drafter.propose(requests, pending, plain=False)
+        ahead = drafter.ahead(requests, plain=False) if late else None
+        proposal = ahead or drafter.propose(requests, pending, plain=False)
         assert all(len(draft) < proposal.width for draft in proposal.drafts)
         drafter.took(proposal, STEP_S)
         for i, (request, answer, draft) in enumerate(zip(requests, answers, proposal.drafts, strict=True)):
@@ -67,6 +69,48 @@ def test_an_answer_that_copies_its_reference_takes_few_steps(late: bool, even: b
     assert drafter.counters.requests == 1
     assert drafter.counters.accepted > 50
     assert drafter.counters.drafted >= drafter.counters.accepted
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_who_copies_nothing_is_planned_ahead(even: bool) -> None:
+    """Its tokens are waited for only when a step is tried to learn what it costs."""
+    drafter = Drafter(range(1, 10), even)
+    request = Request("a", [1, 2, 3], [4])
+    waited = 0
+    for token in range(10, 410):
+        proposal = drafter.ahead([request], plain=False)
+        waited += proposal is None
+        proposal = proposal or drafter.propose([request], [[token]], plain=False)
+        drafter.took(proposal, STEP_S * proposal.width)
+        request.output_ids = [*request.output_ids, token]
+    assert waited < 20
+    assert drafter.counters.accepted == 0
+
+
+def test_a_step_behind_one_that_drafted_is_not_planned_ahead() -> None:
+    reference = list(range(100, 180))
+    drafter = Drafter(range(1, 10), even=True)
+    request = Request("a", [1, 2, *reference, 3, 4], reference[:1], said(Drafts(references=((2, 82),))))
+    drafter.took(drafter.propose([request], [[]], plain=True), STEP_S)
+    proposal = drafter.propose([request], [[]], plain=False)
+    assert proposal.width > 1
+    assert drafter.ahead([request], plain=False) is None
+    assert drafter.ahead([request], plain=True) is None, "how many tokens that gave is not known yet"
+    assert drafter.ahead([Request("b", [7], [8])], plain=False) is not None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_counters_add_up(late: bool) -> None:
+    """Steps and what drafts added to them are the answers' tokens, however steps were planned."""
+    reference = list(range(100, 180))
+    copies = Request("a", [1, 2, *reference, 3], reference[:1], said(Drafts(references=((2, 82),))))
+    writes = Request("b", [9], [500])
+    drafter = Drafter(range(1, 10), even=False)
+    write(drafter, [copies], [reference], late)
+    write(drafter, [writes], [list(range(500, 600))], late)
+    # What ended them has not been told: the last step of each.
+    told = drafter.counters.steps + drafter.counters.accepted
+    assert 79 + 99 - 9 - 2 <= told <= 79 + 99
 
 
 def test_siblings_draft_for_each_other() -> None:
