@@ -69,7 +69,7 @@ class RoutingWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What counts in the ranking of a layer's members; cost and seconds as shares of the layer's largest.
 
     By default the dearest member there is must promise 5 points more than one that costs nothing. With four times that
-    simulated trees lost accuracy (docs/routing.md).
+    simulated trees cost less than half of it and lost up to a point more of accuracy (docs/routing.md).
     """
 
     quality: Weight = 1.0
