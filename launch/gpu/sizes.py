@@ -7,7 +7,7 @@ are taken instead; the KV always comes from the config.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ class ModelSize:
     """1 for latent attention (MLA), where all heads share one cache."""
     attention_heads: int
     multimodal: bool
+    parameters: int | None = None
+    """Of the language model; None where its config.json does not tell."""
+    multiplied_parameters: int | None = None
+    """Of these the ones that tokens are multiplied with: not the table that they are looked up in."""
+    active_parameters: int | None = None
+    """Of these the ones that one token meets: of a mixture of experts those that it is sent to."""
 
     def weights_on_card(self, tp_size: int) -> int:
         """Bytes of weights on each of `tp_size` cards."""
@@ -100,18 +106,32 @@ def size_of(config: Mapping[str, Any], dtype: str = "auto", tensor_bytes: int | 
         kv_heads=1 if latent else _kv_heads(text),
         attention_heads=_number(text, "num_attention_heads"),
         multimodal="vision_config" in config,
+        parameters=_known(lambda: text_parameters(config)),
+        multiplied_parameters=_known(lambda: _parameters(text, 1, active=False)),
+        active_parameters=_known(lambda: _parameters(text, 1, active=True)),
     )
 
 
 def text_parameters(config: Mapping[str, Any]) -> int:
     """Parameters of the language model. Raises `SizeError` when a number is missing."""
     text: Mapping[str, Any] = config.get("text_config") or config
+    embeddings = 1 if bool(_either(config, text, "tie_word_embeddings")) else 2
+    return _parameters(text, embeddings, active=False)
+
+
+def _parameters(text: Mapping[str, Any], embeddings: int, *, active: bool) -> int:
     hidden, layers = _number(text, "hidden_size"), _number(text, "num_hidden_layers")
     embedding = _number(text, "vocab_size") * hidden
-    tied = bool(_either(config, text, "tie_word_embeddings"))
     norms = 2 * hidden * layers + hidden
     attention = layers * (_latent_attention(text) if "kv_lora_rank" in text else _attention(text))
-    return embedding * (1 if tied else 2) + norms + attention + sum(_mlp(text, layer) for layer in range(layers))
+    return embedding * embeddings + norms + attention + sum(_mlp(text, layer, active) for layer in range(layers))
+
+
+def _known(count: Callable[[], int]) -> int | None:
+    try:
+        return count()
+    except SizeError:
+        return None
 
 
 def vision_parameters(config: Mapping[str, Any]) -> int | None:
@@ -157,8 +177,8 @@ def _latent_attention(text: Mapping[str, Any]) -> int:
     return queries + hidden * (rank + rope) + rank + rank * heads * (nope + value) + heads * value * hidden
 
 
-def _mlp(text: Mapping[str, Any], layer: int) -> int:
-    """Of one layer: dense, or a mixture of experts."""
+def _mlp(text: Mapping[str, Any], layer: int, active: bool) -> int:
+    """Of one layer: dense, or a mixture of experts, of which those that a token is sent to are `active`."""
     hidden = _number(text, "hidden_size")
     experts = text.get("num_experts") or text.get("n_routed_experts") or text.get("num_local_experts")
     sparse = (
@@ -171,7 +191,8 @@ def _mlp(text: Mapping[str, Any], layer: int) -> int:
         return 3 * hidden * _number(text, "intermediate_size")
     inner = text.get("moe_intermediate_size") or _number(text, "intermediate_size")
     shared = text.get("shared_expert_intermediate_size") or (text.get("n_shared_experts") or 0) * inner
-    return int(experts) * (3 * hidden * inner + hidden) + 3 * hidden * shared
+    asked = _number(text, "num_experts_per_tok") if active else int(experts)
+    return asked * 3 * hidden * inner + int(experts) * hidden + 3 * hidden * shared
 
 
 def _kv_elements(text: Mapping[str, Any]) -> int:
