@@ -47,7 +47,7 @@ def classes_of(trees: Sequence[Tree], question_tokens: int) -> tuple[RequestClas
         alike: dict[tuple[str, int, int, float], list[str]] = {}
         chances = _chances(tree)
         for agent in tree.agents:
-            prompt = _prompt_tokens(agent, tree, question_tokens)
+            prompt = _prompt_tokens(agent, tree, chances, question_tokens)
             key = (agent.model, prompt, agent.sampling.max_new_tokens, chances[agent.id])
             alike.setdefault(key, []).append(agent.id)
         for (model, prompt, answer, chance), agents in alike.items():
@@ -72,8 +72,7 @@ def _chances(tree: Tree) -> Mapping[str, float]:
     return chances
 
 
-def _prompt_tokens(agent: Agent, tree: Tree, question_tokens: int) -> int:
-    chances = _chances(tree)
+def _prompt_tokens(agent: Agent, tree: Tree, chances: Mapping[str, float], question_tokens: int) -> int:
     texts: Iterable[str] = (part.text for part in agent.parts if isinstance(part, Text))
     characters = len(agent.system or "") + sum(map(len, texts))
     tokens: float = CHAT_TOKENS + math.ceil(characters / CHARACTERS_PER_TOKEN)

@@ -7,18 +7,19 @@ takes `step_s + b * (step_request_s + c * step_context_token_s)`, so that one of
 
 for each token of its answer. Both are seconds of each card that the worker has.
 
-**Estimated** they are a roofline: a token is two operations for each parameter it meets, at the card's published rate;
-a step reads the weights that its requests meet, and the KV of what they hold, at its published bandwidth, and the
-operations come on top. Nothing is as fast as that; what counts is how models and cards compare. A worker on k cards
-takes a k-th of each, without what passes between them. Experts of a mixture that b tokens meet are taken as
-1 - (1 - a)^b of the weights, with a for the share that one token meets. Drafts are not counted on.
+**Estimated** they are a roofline: a token is two operations for each parameter that it meets, at the card's published
+rate; a step reads the weights that its requests meet, and the KV of what they hold, at its published bandwidth, and the
+operations come on top. No real worker is as fast; what counts is how models and cards compare. Attention's own
+operations, and what a worker does between steps, are left out. A worker on k cards takes a k-th of each, without what
+passes between them. Of a mixture's experts b requests meet 1 - (1 - a)^b, with a for what one of them meets. Drafts
+are not counted on.
 
 **A profile** (`graft profile`) has what was measured, in the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,6 @@ from shell_router.config import PositiveInt, load_json
 Seconds = Annotated[float, Meta(ge=0)]
 Key = tuple[str, str, int]
 """A model's path as in a cluster JSON, the name of a card, how many of them."""
-ESTIMATED = "estimated (roofline: published FLOPS and bandwidth; no real worker is as fast)"
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,7 +89,7 @@ def load_profile(path: Path) -> Profile:
     return load_json(path, Profile)
 
 
-def rows_for(profile: Profile, wanted: Iterable[Key]) -> tuple[Mapping[Key, CostRow], tuple[str, ...]]:
+def rows_for(profile: Profile, wanted: Sequence[Key]) -> tuple[Mapping[Key, CostRow], tuple[str, ...]]:
     """The rows of `profile` for `wanted`; and what it lacks, each a line."""
     known = {row.key: row for row in profile.rows}
     found = {key: known[key] for key in wanted if key in known}
@@ -103,33 +103,31 @@ def rows_for(profile: Profile, wanted: Iterable[Key]) -> tuple[Mapping[Key, Cost
 
 
 def estimate(model: str, size: ModelSize, card: str, tp_size: int, batch: int) -> CostRow:
-    """What the model at `model` would take on `tp_size` cards of a kind, by their published numbers. Its size and the
-    card must be known (`problem_of`)."""
+    """What the model at `model` would take on `tp_size` cards of a kind, by their published numbers.
+
+    `not_estimated` must have nothing against it."""
     assert size.parameters is not None
-    assert size.multiplied_parameters is not None
-    assert size.active_parameters is not None
     spec = SPECS[card]
-    weights = (size.weight_bytes - size.vision_bytes) * size.multiplied_parameters / size.parameters
-    read = weights * (1 - (1 - size.active_parameters / size.multiplied_parameters) ** batch)
-    token = 2 * size.active_parameters / spec.flops / tp_size
+    bytes_each = (size.weight_bytes - size.vision_bytes) / size.parameters.all
+    token = 2 * size.parameters.met() / spec.flops / tp_size
     return CostRow(
         model=model,
         card=card,
         tp_size=tp_size,
         prefill_token_s=token,
-        step_s=read / spec.bytes_per_s / tp_size,
+        step_s=size.parameters.met(batch) * bytes_each / spec.bytes_per_s / tp_size,
         step_request_s=token,
         step_context_token_s=size.kv_on_card(tp_size) / spec.bytes_per_s,
     )
 
 
-def problem_of(size: ModelSize, dtype: str, cards: Iterable[str]) -> str | None:
+def not_estimated(size: ModelSize, dtype: str, cards: Iterable[str]) -> str | None:
     """Why nothing can be estimated of a model of this size, served as `dtype`, on `cards`; None when it can."""
     if dtype == "float32":
         return "float32 has no published rate on tensor cores, so it cannot be estimated"
-    if None in (size.parameters, size.multiplied_parameters, size.active_parameters):
+    if size.parameters is None:
         return "its config.json does not tell how many parameters a token meets, so it cannot be estimated"
     unknown = sorted(set(cards) - SPECS.keys())
     if unknown:
-        return f"the numbers of {', '.join(unknown)} are not known, so it cannot be estimated"
+        return f"the published numbers of {', '.join(unknown)} are not known, so it cannot be estimated"
     return None

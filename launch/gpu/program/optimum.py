@@ -17,10 +17,10 @@ from launch.gpu.demand import SizeOf, demands
 from launch.gpu.place import PlacementError, place
 from launch.gpu.program import options
 from launch.gpu.program.classes import RequestClass, classes_of
-from launch.gpu.program.costs import CostRow, Key, estimate, load_profile, problem_of, rows_for
+from launch.gpu.program.costs import CostRow, Key, estimate, load_profile, not_estimated, rows_for
 from launch.gpu.program.document import with_workers
 from launch.gpu.program.problem import Balance, Objective, Problem
-from launch.gpu.program.solver import balance, require, solve
+from launch.gpu.program.solver import GAP, balance, require, solve
 from shell_router.config import ConfigError, load_tree
 from shell_router.core.tree import Tree
 
@@ -53,13 +53,21 @@ class Optimum:
     found: Balance | None
     """None where the program has nothing better."""
     proven: bool
-    gap: float | None
+    """Whether there is nothing better than the best."""
+    bound: float
+    """What nothing can be below."""
     seconds: float
     """That the solver took."""
 
     @property
     def best(self) -> Balance:
         return self.present if self.found is None else self.found
+
+    @property
+    def gap(self) -> float:
+        """How much better than the best something else could be at most, as a share."""
+        value = self.best.weighed(self.problem, self.wish.objective)
+        return max(0.0, (value - self.bound) / value)
 
     def config(self, config: ClusterConfig, document: Mapping[str, Any]) -> tuple[ClusterConfig, dict[str, Any]]:
         """`config` and the JSON it was read from, with the workers that were chosen."""
@@ -96,8 +104,9 @@ def optimise(config: ClusterConfig, table: CardTable, wish: Wish, size_of: SizeO
     present = balance(problem, options.chosen_by(placements, places))
     begun = time.monotonic()
     solution = solve(problem, wish.objective, wish.time_limit_s, limit=present.value(problem, wish.objective))
-    best = solution.best
-    better = best is not None and best.weighed(problem, wish.objective) < present.weighed(problem, wish.objective)
+    best, objective = solution.best, wish.objective
+    # As good as the plan is no reason for another.
+    better = best is not None and best.weighed(problem, objective) < present.weighed(problem, objective) * (1 - GAP)
     return Optimum(
         wish=wish,
         classes=classes,
@@ -106,7 +115,7 @@ def optimise(config: ClusterConfig, table: CardTable, wish: Wish, size_of: SizeO
         present=present,
         found=best if better else None,
         proven=solution.proven,
-        gap=solution.gap,
+        bound=solution.bound,
         seconds=time.monotonic() - begun,
     )
 
@@ -164,7 +173,7 @@ def _costs(
         if not mine:
             continue
         size = size_of(model.path, model.dtype)
-        problem = problem_of(size, model.dtype, {card for _, card, _ in mine})
+        problem = not_estimated(size, model.dtype, {card for _, card, _ in mine})
         if problem is not None:
             problems.append(f"$.models[{m}]: {problem}: say --profile (`graft profile` measures one)")
             continue

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Objective = Literal["makespan", "cost"]
@@ -64,7 +64,7 @@ class Problem:
     tasks: Sequence[Task]
     single: frozenset[str] = frozenset()
     """Kinds of which there is one worker and no more."""
-    alike: Sequence[tuple[int, ...]] = field(default_factory=tuple)
+    alike: Sequence[tuple[int, ...]] = ()
     """Cards that may change places: with the same memory, speed and neighbours, and no fixed option."""
 
     @property

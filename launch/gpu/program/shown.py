@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from launch.gpu.demand import EMBEDDING_PATH
 from launch.gpu.place import Placement
-from launch.gpu.program.costs import ESTIMATED
 from launch.gpu.program.optimum import Optimum
 from launch.gpu.program.problem import Balance
 
+_ESTIMATED = "estimated (roofline: published FLOPS and bandwidth; no real worker is as fast)"
 _UNIT = {"makespan": "s", "cost": "card-seconds"}
 
 
@@ -93,7 +93,7 @@ def optimum_document(optimum: Optimum) -> Mapping[str, object]:
 
 def _assumed(optimum: Optimum) -> str:
     wish = optimum.wish
-    costs = ESTIMATED if wish.profile is None else f"measured ({wish.profile})"
+    costs = _ESTIMATED if wish.profile is None else f"measured ({wish.profile})"
     rows = [("class", "model", "requests a run", "prompt tokens", "answer tokens")]
     for one in optimum.classes:
         rows.append((one.name, one.model, f"{one.requests:g}", f"{one.prompt_tokens:,}", f"{one.answer_tokens:,}"))
@@ -125,11 +125,10 @@ def _told(optimum: Optimum, one: Balance, task: int) -> str:
 def _verdict(optimum: Optimum) -> str:
     wish = optimum.wish
     took = f"{optimum.seconds:.1f} s of {wish.time_limit_s:g} s"
-    gap = "of unknown gap" if optimum.gap is None else f"gap {optimum.gap:.2%}"
-    sure = f"nothing is better ({gap})" if optimum.proven else f"the time was over before that was proven ({gap})"
+    sure = "nothing is better" if optimum.proven else "the time was over before it was proven that nothing is better"
     if optimum.found is None:
-        sure = "the program has nothing better than the plan" + ("" if optimum.proven else " so far: the time was over")
-    return f"HiGHS: {sure}; {took}"
+        sure = f"the plan stays: {sure}"
+    return f"HiGHS: {sure} (gap {optimum.gap:.2%}); {took}"
 
 
 def _workers(optimum: Optimum, one: Balance, card: int) -> str:
