@@ -10,7 +10,7 @@ import pytest
 from launch.gpu.program.costs import load_profile
 from tests.commands import command
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.usefixtures("graft_home")

@@ -15,28 +15,7 @@ _UNIT = {"makespan": "s", "cost": "card-seconds"}
 
 def optimum_text(optimum: Optimum) -> str:
     """What was assumed, the load of each card before and after, who does what, and how sure that is."""
-    return "\n\n".join([_assumed(optimum), loads_text(optimum), _shares(optimum), _verdict(optimum)])
-
-
-def loads_text(optimum: Optimum) -> str:
-    """Seconds that a run takes of each card, by the plan without a program and with it, and what that comes to."""
-    present, best = optimum.present, optimum.best
-    rows = [("GPU", "s a run", "planned workers", "s a run", "optimised workers")]
-    for card in optimum.problem.free:
-        rows.append(
-            (
-                str(card),
-                f"{present.loads[card]:.2f}",
-                _workers(optimum, present, card),
-                f"{best.loads[card]:.2f}",
-                _workers(optimum, best, card),
-            )
-        )
-    before, after = (one.value(optimum.problem, optimum.wish.objective) for one in (present, best))
-    unit = _UNIT[optimum.wish.objective]
-    ratio = f", {before / after:.2f} times less" if after and before / after > 1.005 else ""
-    told = f"{optimum.wish.objective}: {before:.2f} {unit} a run as planned, {after:.2f} optimised{ratio}"
-    return f"{_aligned(rows, (0, 1, 3))}\n{told}"
+    return "\n\n".join([_assumed(optimum), _loads(optimum), _shares(optimum), _verdict(optimum)])
 
 
 def room_remarks(optimum: Optimum, placements: Iterable[Placement]) -> Iterator[str]:
@@ -101,6 +80,27 @@ def _assumed(optimum: Optimum) -> str:
         f"seconds {costs}\n{wish.batch} answers are decoded side by side; a question has {wish.question_tokens} "
         f"tokens, an answer all that its agent may write\n\n{_aligned(rows, (2, 3, 4))}"
     )
+
+
+def _loads(optimum: Optimum) -> str:
+    """Seconds that a run takes of each card, by the plan without a program and with it, and what that comes to."""
+    present, best = optimum.present, optimum.best
+    rows = [("GPU", "s a run", "planned workers", "s a run", "optimised workers")]
+    for card in optimum.problem.free:
+        rows.append(
+            (
+                str(card),
+                f"{present.loads[card]:.2f}",
+                _workers(optimum, present, card),
+                f"{best.loads[card]:.2f}",
+                _workers(optimum, best, card),
+            )
+        )
+    before, after = (one.value(optimum.problem, optimum.wish.objective) for one in (present, best))
+    unit = _UNIT[optimum.wish.objective]
+    ratio = f", {before / after:.2f} times less" if after and before / after > 1.005 else ""
+    told = f"{optimum.wish.objective}: {before:.2f} {unit} a run as planned, {after:.2f} optimised{ratio}"
+    return f"{_aligned(rows, (0, 1, 3))}\n{told}"
 
 
 def _shares(optimum: Optimum) -> str:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 
 from graft import cli
 from launch.config import load_cluster
-from tests.launch.gpu.recorded import HERE, write_hub
+from tests.launch.gpu.recorded import HERE
 
 CFGS = Path(__file__).resolve().parents[4] / "cfgs" / "cluster"
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRAFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    write_hub(tmp_path / "hub")
-    # The process belongs to pytest: leave its signals alone.
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 def plan(cfg: str | Path, table: str, *more: str) -> int:

@@ -103,7 +103,7 @@ def test_a_profile_is_read(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([], r"at `\$\.rows`"),
-        ([ROW | {"speed": 1}], r"unknown field `speed` - at `\$\.rows\[0\]`"),
+        ([ROW | {"speed": 1}], r"unknown field `speed`; there are model, .* - at `\$\.rows\[0\]`"),
         ([ROW, {"model": "m"}], r"missing required field `card` - at `\$\.rows\[1\]`"),
         ([ROW | {"step_s": -1}], r"at `\$\.rows\[0\]\.step_s`"),
         ([ROW | {"tp_size": 0}], r"at `\$\.rows\[0\]\.tp_size`"),
