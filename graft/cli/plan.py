@@ -56,6 +56,9 @@ def main(argv: list[str]) -> int:
         optimum = optimise_on(config, arguments.host, table, _wish(arguments))
         config, document = optimum.config(config, json.loads(arguments.cfg.read_bytes()))
     placements = place_on(config, arguments.host, table)
+    if optimum is not None:
+        for line in room_remarks(optimum, placements.values()):
+            print(f"graft: {line}", file=sys.stderr)
     if arguments.out is not None:
         written = moved(document, arguments.cfg.parent, arguments.out.parent)
         arguments.out.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
@@ -69,8 +72,6 @@ def main(argv: list[str]) -> int:
         print(plan_table(placements.values(), table))
         if optimum is not None:
             print(f"\n{optimum_text(optimum)}")
-            for line in room_remarks(optimum, placements.values()):
-                print(f"graft: {line}", file=sys.stderr)
         for line in mps.advice(placements.values(), os.environ):
             print(f"graft: {line}", file=sys.stderr)
     else:

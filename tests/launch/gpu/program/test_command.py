@@ -55,6 +55,12 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(done.values()) == pytest.approx([1.0] * len(done))
 
 
+def test_pools_that_hold_too_little_are_told_whatever_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in ([], ["--json"], ["--commands"]):
+        assert plan("one_gpu", "2x80gb", "--optimise", "--batch", "64", *shown) == 0
+        assert "requests, and --batch counts on 64: its seconds are too low" in capsys.readouterr().err
+
+
 def test_the_file_can_be_planned_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
