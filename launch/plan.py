@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from launch.config import ClusterConfig
 from launch.gpu.allocation import allocate
 from launch.gpu.cards import CardTable
 from launch.gpu.place import Placement, PlacementError
+from launch.gpu.program.optimum import Optimum, Wish, optimise
 from launch.ports import PortChooser
 from shell_router.errors import GraftError
 
@@ -77,8 +79,24 @@ def _router_config(planned: Plan) -> bytes:
 
 def place_on(config: ClusterConfig, host: str | None, table: CardTable) -> Mapping[str, Placement]:
     """Placements of `config` on the cards of `table`. Raises `PlanError`."""
-    try:
+    with _told_of(config, host):
         return allocate(config, host, table)
+
+
+def optimise_on(config: ClusterConfig, host: str | None, table: CardTable, wish: Wish) -> Optimum:
+    """The best workers of `config` for the load of its trees, on the cards of `table`.
+
+    Raises `PlanError`, `ConfigError`, `SolverError`.
+    """
+    with _told_of(config, host):
+        return optimise(config, table, wish)
+
+
+@contextlib.contextmanager
+def _told_of(config: ClusterConfig, host: str | None) -> Iterator[None]:
+    """What keeps `config` from being placed, as a `PlanError`."""
+    try:
+        yield
     except PlacementError as error:
         lines = "\n".join(f"  - {problem}" for problem in error.problems)
         raise PlanError(f"cluster {config.part_name(host)} cannot be placed:\n{lines}") from error

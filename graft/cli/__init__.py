@@ -208,6 +208,12 @@ def _gpu(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
+def _profile(arguments: list[str]) -> int:
+    from experiments.profile import command
+
+    return command.main(arguments)
+
+
 def _bench(arguments: list[str]) -> int:
     return _dispatch("graft bench", "Measure one thing.", BENCHMARKS, arguments)
 
@@ -265,6 +271,7 @@ COMMANDS: Mapping[str, Command] = {
     "score": Command("make a table of what the members of a pool have answered, for its scorer", _score),
     "questions": Command("see which benchmarks are there, and some of their questions", _questions),
     "bench": Command("measure one thing: overlap, drafts, load, router, routing, lm-eval", _bench),
+    "profile": Command("measure what a cluster's models take, for `graft plan --optimise`", _profile),
     "gpu": Command("measure overlap and the four settings on one GPU, with random weights", _gpu),
 }
 BENCHMARKS: Mapping[str, Command] = {

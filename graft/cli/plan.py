@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -16,8 +19,12 @@ from launch.gpu import mps
 from launch.gpu.allocation import uses_gpus
 from launch.gpu.cards import CardTable, load_cards, read_cards
 from launch.gpu.place import Placement
+from launch.gpu.program.document import moved
+from launch.gpu.program.optimum import Optimum, Wish
+from launch.gpu.program.problem import Objective
+from launch.gpu.program.shown import optimum_document, optimum_text, room_remarks
 from launch.gpu.table import cards_table, plan_table
-from launch.plan import commands_of, place_on, write_scripts
+from launch.plan import commands_of, optimise_on, place_on, write_scripts
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +41,9 @@ def main(argv: list[str]) -> int:
     shown.add_argument(
         "--scripts", type=Path, metavar="DIR", help="write a script for each process there, to start them by hand"
     )
+    _add_optimising(parser)
     arguments = parser.parse_args(argv)
+    _check_optimising(parser, arguments)
     config = load_cluster(arguments.cfg)
     config.check_host(arguments.host)
     table = CardTable()
@@ -42,15 +51,27 @@ def main(argv: list[str]) -> int:
         table = load_cards(arguments.cards)
     elif uses_gpus(config, arguments.host):
         table = read_cards()
+    optimum: Optimum | None = None
+    if arguments.optimise:
+        optimum = optimise_on(config, arguments.host, table, _wish(arguments))
+        config, document = optimum.config(config, json.loads(arguments.cfg.read_bytes()))
     placements = place_on(config, arguments.host, table)
+    if optimum is not None:
+        for line in room_remarks(optimum, placements.values()):
+            print(f"graft: {line}", file=sys.stderr)
+    if arguments.out is not None:
+        written = moved(document, arguments.cfg.parent, arguments.out.parent)
+        arguments.out.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     if arguments.commands:
         print(commands_of(config, arguments.host, Path("RUN_DIR"), placements))
     elif arguments.scripts is not None:
         print("\n".join(map(str, write_scripts(config, arguments.host, arguments.scripts, placements))))
     elif arguments.json:
-        print(_document(config, arguments.host, table, placements))
+        print(_document(config, arguments.host, table, placements, optimum))
     elif placements:
         print(plan_table(placements.values(), table))
+        if optimum is not None:
+            print(f"\n{optimum_text(optimum)}")
         for line in mps.advice(placements.values(), os.environ):
             print(f"graft: {line}", file=sys.stderr)
     else:
@@ -68,7 +89,72 @@ def cards(argv: list[str]) -> int:
     return 0
 
 
-def _document(config: ClusterConfig, host: str | None, table: CardTable, placements: Mapping[str, Placement]) -> str:
+def _add_optimising(parser: kinds.Parser) -> None:
+    group = parser.add_argument_group("workers for a load (docs/placement.md)")
+    group.add_argument(
+        "--optimise",
+        action="store_true",
+        help="choose how many workers of each model there are, and where, for the load of the cluster's trees",
+    )
+    group.add_argument(
+        "--objective",
+        choices=get_args(Objective),
+        help="makespan: seconds a run takes of the most loaded card; cost: that times the cards in use "
+        "(default: makespan)",
+    )
+    group.add_argument(
+        "--tree",
+        action="append",
+        metavar="NAME",
+        help="whose runs are the load; several times for several (default: all)",
+    )
+    group.add_argument("--profile", type=Path, metavar="FILE", help="measured seconds (default: estimated)")
+    group.add_argument(
+        "--batch", type=kinds.count, metavar="N", help="answers that a worker decodes side by side (default: 8)"
+    )
+    group.add_argument("--question-tokens", type=kinds.count, metavar="N", help="tokens of a question (default: 256)")
+    group.add_argument(
+        "--time-limit", type=kinds.seconds, metavar="S", help="longest that is searched, seconds (default: 60)"
+    )
+    group.add_argument("--out", type=Path, metavar="FILE", help="where the cluster JSON with these workers goes")
+
+
+_OPTIMISING = ("objective", "tree", "profile", "batch", "question_tokens", "time_limit", "out")
+
+
+def _check_optimising(parser: kinds.Parser, arguments: argparse.Namespace) -> None:
+    """End the process, as argparse does, where the arguments do not go together."""
+    for name in _OPTIMISING:
+        if not arguments.optimise and getattr(arguments, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} goes with --optimise")
+    if arguments.out is not None:
+        if not arguments.out.parent.is_dir():
+            parser.error(f"--out: there is no folder {arguments.out.parent}")
+        if arguments.out.is_dir():
+            parser.error(f"--out: {arguments.out} is a folder")
+
+
+def _wish(arguments: argparse.Namespace) -> Wish:
+    return Wish(
+        objective=arguments.objective or "makespan",
+        trees=tuple(arguments.tree or ()),
+        question_tokens=arguments.question_tokens or 256,
+        batch=arguments.batch or 8,
+        time_limit_s=arguments.time_limit or 60.0,
+        profile=arguments.profile,
+    )
+
+
+def _document(
+    config: ClusterConfig,
+    host: str | None,
+    table: CardTable,
+    placements: Mapping[str, Placement],
+    optimum: Optimum | None,
+) -> str:
     workers = [{**msgspec.to_builtins(one), "flags": one.flags, "env": dict(one.env)} for one in placements.values()]
-    document = {"cluster": config.part_name(host), "cards": table.cards, "links": table.links, "workers": workers}
+    document: dict[str, object] = {"cluster": config.part_name(host), "cards": table.cards, "links": table.links}
+    document["workers"] = workers
+    if optimum is not None:
+        document["optimum"] = optimum_document(optimum)
     return msgspec.json.format(msgspec.json.encode(document)).decode()

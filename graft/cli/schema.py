@@ -12,6 +12,7 @@ from experiments.settings.config import ExperimentConfig
 from launch import shipped
 from launch.arguments import Parser
 from launch.config import ClusterConfig
+from launch.gpu.program.costs import Profile
 from shell_router.config import RouterConfig
 from shell_router.core.tree import TreeConfig
 from shell_router.keys import KeysFile
@@ -40,6 +41,7 @@ def kinds() -> Mapping[str, type[msgspec.Struct]]:
         "router": RouterConfig,
         "keys": KeysFile,
         "experiment": ExperimentConfig,
+        "profile": Profile,
     }
 
 

@@ -7,4 +7,5 @@ demand.py      what each worker of a configuration asks for
 place.py       the search: demands and cards to placements (pure)
 allocation.py  all of it for one configuration
 table.py       a plan as text
+program/       which workers there should be for a known load: an integer program
 """

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shell_router.errors import GraftError
 
@@ -22,6 +22,24 @@ class SizeError(GraftError):
     """A config.json does not tell what is needed; the message says what is missing."""
 
     exit_code = 2
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many parameters a language model has, and how many of them a token meets."""
+
+    all: int
+    looked_up: int
+    """Of `all`, the table that a token is looked up in and not multiplied with. One that is the language model head as
+    well is multiplied."""
+    experts: int
+    """Of `all`, those of experts that a token may be sent to."""
+    expert_share: float
+    """How many of these one token meets."""
+
+    def met(self, tokens: int = 1) -> float:
+        """What `tokens` tokens of different texts are multiplied with; experts count as drawn anew for each token."""
+        return self.all - self.looked_up - self.experts * (1 - self.expert_share) ** tokens
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class ModelSize:
     """1 for latent attention (MLA), where all heads share one cache."""
     attention_heads: int
     multimodal: bool
+    parameters: Parameters | None
+    """None where its config.json does not tell."""
 
     def weights_on_card(self, tp_size: int) -> int:
         """Bytes of weights on each of `tp_size` cards."""
@@ -100,18 +120,37 @@ def size_of(config: Mapping[str, Any], dtype: str = "auto", tensor_bytes: int | 
         kv_heads=1 if latent else _kv_heads(text),
         attention_heads=_number(text, "num_attention_heads"),
         multimodal="vision_config" in config,
+        parameters=_parameters(config),
     )
 
 
 def text_parameters(config: Mapping[str, Any]) -> int:
     """Parameters of the language model. Raises `SizeError` when a number is missing."""
+    return _counted(config)[0]
+
+
+def _counted(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """`all`, `looked_up` and `experts` of `Parameters`."""
     text: Mapping[str, Any] = config.get("text_config") or config
     hidden, layers = _number(text, "hidden_size"), _number(text, "num_hidden_layers")
     embedding = _number(text, "vocab_size") * hidden
     tied = bool(_either(config, text, "tie_word_embeddings"))
     norms = 2 * hidden * layers + hidden
     attention = layers * (_latent_attention(text) if "kv_lora_rank" in text else _attention(text))
-    return embedding * (1 if tied else 2) + norms + attention + sum(_mlp(text, layer) for layer in range(layers))
+    mlps = [_mlp(text, layer) for layer in range(layers)]
+    experts = sum(mlp.experts for mlp in mlps)
+    others = embedding * (1 if tied else 2) + norms + attention + sum(mlp.dense for mlp in mlps)
+    return others + experts, 0 if tied else embedding, experts
+
+
+def _parameters(config: Mapping[str, Any]) -> Parameters | None:
+    text: Mapping[str, Any] = config.get("text_config") or config
+    try:
+        counted, looked_up, experts = _counted(config)
+        share = _number(text, "num_experts_per_tok") / _experts(text) if experts else 1.0
+    except SizeError:
+        return None
+    return Parameters(all=counted, looked_up=looked_up, experts=experts, expert_share=share)
 
 
 def vision_parameters(config: Mapping[str, Any]) -> int | None:
@@ -157,21 +196,34 @@ def _latent_attention(text: Mapping[str, Any]) -> int:
     return queries + hidden * (rank + rope) + rank + rank * heads * (nope + value) + heads * value * hidden
 
 
-def _mlp(text: Mapping[str, Any], layer: int) -> int:
+class _Mlp(NamedTuple):
+    """Parameters of a layer's feed-forward part."""
+
+    dense: int
+    """Those that each token meets."""
+    experts: int
+
+
+def _mlp(text: Mapping[str, Any], layer: int) -> _Mlp:
     """Of one layer: dense, or a mixture of experts."""
     hidden = _number(text, "hidden_size")
-    experts = text.get("num_experts") or text.get("n_routed_experts") or text.get("num_local_experts")
+    experts = _experts(text)
     sparse = (
         experts
         and layer not in (text.get("mlp_only_layers") or ())
         and layer >= (text.get("first_k_dense_replace") or 0)
         and (layer + 1) % (text.get("decoder_sparse_step") or 1) == 0
     )
-    if not sparse or not experts:
-        return 3 * hidden * _number(text, "intermediate_size")
+    if not sparse:
+        return _Mlp(3 * hidden * _number(text, "intermediate_size"), 0)
     inner = text.get("moe_intermediate_size") or _number(text, "intermediate_size")
     shared = text.get("shared_expert_intermediate_size") or (text.get("n_shared_experts") or 0) * inner
-    return int(experts) * (3 * hidden * inner + hidden) + 3 * hidden * shared
+    return _Mlp(experts * hidden + 3 * hidden * shared, experts * 3 * hidden * inner)
+
+
+def _experts(text: Mapping[str, Any]) -> int:
+    """Experts of a layer that a token may be sent to; 0 of a dense model."""
+    return int(text.get("num_experts") or text.get("n_routed_experts") or text.get("num_local_experts") or 0)
 
 
 def _kv_elements(text: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def model_config(name: str) -> dict[str, Any]:
 def recorded_size(path: str, dtype: str) -> ModelSize:
     """A `SizeOf` that knows the recorded models by their hub id."""
     return size_of(model_config(path.rpartition("/")[2]), dtype)
+
+
+def write_hub(folder: Path) -> None:
+    """Make `folder` the hub's cache, with what `hf download NAME config.json` leaves there of each recorded model."""
+    for path in MODELS.glob("*.json"):
+        repository = folder / f"models--Qwen--{path.stem}"
+        (repository / "snapshots" / "1").mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("1")
+        shutil.copy(path, repository / "snapshots" / "1" / "config.json")
 
 
 def demand(model: str, role: GpuRole, gigabytes: float, number: int = 0, **changes: Any) -> Demand:

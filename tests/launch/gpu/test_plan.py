@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import signal
 import subprocess
 from itertools import pairwise
@@ -20,7 +19,7 @@ from launch.gpu import allocation, cards
 from launch.gpu.cards import load_cards
 from launch.plan import commands_of, place_on
 from shell_router.config import RouterConfig, load_json
-from tests.launch.gpu.recorded import HERE, MODELS
+from tests.launch.gpu.recorded import HERE, write_hub
 from tests.launch.gpu.recorded import cards as recorded
 
 CFGS = Path(__file__).resolve().parents[3] / "cfgs" / "cluster"
@@ -36,13 +35,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Path:
-    """The hub's cache, with what `hf download NAME config.json` leaves there of each recorded model."""
-    for path in MODELS.glob("*.json"):
-        repository = tmp_path / "hub" / f"models--Qwen--{path.stem}"
-        (repository / "snapshots" / "1").mkdir(parents=True)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("1")
-        shutil.copy(path, repository / "snapshots" / "1" / "config.json")
+    write_hub(tmp_path / "hub")
     return tmp_path / "hub"
 
 
