@@ -17,10 +17,7 @@ setup: ## install everything into .venv; does nothing when nothing has changed
 
 demo: setup ## start a real cluster, run the main job in both modes, stop it (KEEP=1: leave it up, and its page)
 ifdef KEEP
-	@$(BIN)/graft status cpu_smollm2 >/dev/null 2>&1 || $(BIN)/graft up --detach cpu_smollm2
-	@$(BIN)/graft run cfgs/experiments/demo.json --cluster cpu_smollm2
-	@echo "The cluster stays up, with these runs on its page. To stop it: GRAFT_HOME=$(GRAFT_HOME) $(BIN)/graft down"
-	@$(BIN)/graft ui --cluster cpu_smollm2 --print
+	@GRAFT=$(BIN)/graft bash launch/demo.sh
 else
 	@$(BIN)/graft run cfgs/experiments/demo.json
 	@echo "To watch runs in a browser: make demo KEEP=1 leaves the cluster up and names its page (docs/ui.md)"

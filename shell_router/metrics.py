@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from sglang_ext.exported import Exported
 from shell_router.record import AgentRecord, Fallback, RunRecord
 from shell_router.transport.incremental import SessionCounts
 
@@ -125,6 +126,42 @@ _HISTOGRAMS = {
         "graft_exit_check_seconds", "A check of a cluster's answers, until it had answered.", _RUN, _SECONDS_A_CHECK
     ),
 }
+_RUNNING = Exported("graft_runs_running", "gauge", "Runs that execute.")
+_QUEUED = Exported("graft_runs_queued", "gauge", "Runs that wait for a place.")
+_OPEN = Exported("graft_sessions_open", "gauge", "Sessions of incremental prefill that are open.")
+_OPENED = Exported("graft_sessions_opened_total", "counter", "Sessions of incremental prefill opened on a pair.")
+_APPENDS = Exported(
+    "graft_session_appends_total", "counter", "Appends that sessions have answered, opens with tokens too."
+)
+_APPENDED = Exported("graft_session_appended_tokens_total", "counter", "Prompt tokens of these appends.")
+_FALLBACKS = Exported(
+    "graft_session_fallbacks_total",
+    "counter",
+    "Prompts that were meant for a session and went as plain requests.",
+    ("reason",),
+)
+_COST = Exported(
+    "graft_append_cost_seconds",
+    "gauge",
+    "What an append costs on a prefill worker: its `pass`, its `call`, each `token` and each `pair` of a token and one "
+    "before it.",
+    ("worker", "of"),
+)
+_PRICE = Exported(
+    "graft_append_price",
+    "gauge",
+    "How much of the time of an append's pass others go without: 0 on a worker that has nothing else to do, 1 where "
+    "decode has the same card.",
+    ("worker",),
+)
+
+
+def exported() -> Iterator[Exported]:
+    """All of them, those of sessions too, which a router has whose workers have any."""
+    yield from (_RUNNING, _QUEUED)
+    yield from (Exported(each.name, "counter", each.meaning, each.labels) for each in _COUNTERS.values())
+    yield from (Exported(each.name, "histogram", each.meaning, each.labels) for each in _HISTOGRAMS.values())
+    yield from (_OPEN, _OPENED, _APPENDS, _APPENDED, _FALLBACKS, _COST, _PRICE)
 
 
 class Metrics:
@@ -141,8 +178,8 @@ class Metrics:
             key: Histogram(each.name, each.meaning, each.labels, buckets=each.buckets, registry=self._registry)
             for key, each in _HISTOGRAMS.items()
         }
-        self._gauge("graft_runs_running", "Runs that execute.", running)
-        self._gauge("graft_runs_queued", "Runs that wait for a place.", queued)
+        for each, value in ((_RUNNING, running), (_QUEUED, queued)):
+            Gauge(each.name, each.meaning, registry=self._registry).set_function(value)
 
     def observe(self, record: RunRecord, queued_s: float) -> None:
         """Take up a run that has ended, after `queued_s` seconds in the queue."""
@@ -206,9 +243,6 @@ class Metrics:
         self._counters["appends"].inc(len(agent.chunks))
         self._counters["appended_tokens"].inc(sum(chunk.tokens for chunk in agent.chunks))
 
-    def _gauge(self, name: str, meaning: str, value: Callable[[], int]) -> None:
-        Gauge(name, meaning, registry=self._registry).set_function(value)
-
 
 class _Sessions(Collector):
     """Sessions of incremental prefill."""
@@ -218,27 +252,18 @@ class _Sessions(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counts = self._counts
-        yield GaugeMetricFamily("graft_sessions_open", "Sessions of incremental prefill that are open.", counts.open())
-        for name, meaning, value in (
-            ("graft_sessions_opened", "Sessions of incremental prefill opened on a pair.", counts.opened),
-            ("graft_session_appends", "Appends that sessions have answered, opens with tokens too.", counts.appends),
-            ("graft_session_appended_tokens", "Prompt tokens of these appends.", counts.appended_tokens),
+        yield GaugeMetricFamily(_OPEN.name, _OPEN.meaning, counts.open())
+        for each, value in (
+            (_OPENED, counts.opened),
+            (_APPENDS, counts.appends),
+            (_APPENDED, counts.appended_tokens),
         ):
-            yield CounterMetricFamily(name, meaning, value)
-        fallbacks = CounterMetricFamily(
-            "graft_session_fallbacks",
-            "Prompts that were meant for a session and went as plain requests.",
-            labels=["reason"],
-        )
+            yield CounterMetricFamily(each.name, each.meaning, value)
+        fallbacks = CounterMetricFamily(_FALLBACKS.name, _FALLBACKS.meaning, labels=_FALLBACKS.labels)
         for reason in get_args(Fallback):
             fallbacks.add_metric([reason], counts.fallbacks[reason])
         yield fallbacks
-        costs = GaugeMetricFamily(
-            "graft_append_cost_seconds",
-            "What an append costs on a prefill worker: its `pass`, its `call`, each `token` and each `pair` of a token "
-            "and one before it.",
-            labels=["worker", "of"],
-        )
+        costs = GaugeMetricFamily(_COST.name, _COST.meaning, labels=_COST.labels)
         for worker, cost in counts.append_costs().items():
             for of, seconds in (
                 ("pass", cost.pass_s),
@@ -248,12 +273,7 @@ class _Sessions(Collector):
             ):
                 costs.add_metric([worker, of], seconds)
         yield costs
-        prices = GaugeMetricFamily(
-            "graft_append_price",
-            "How much of the time of an append's pass others go without: 0 on a worker that has nothing else to do, 1 "
-            "where decode has the same card.",
-            labels=["worker"],
-        )
+        prices = GaugeMetricFamily(_PRICE.name, _PRICE.meaning, labels=_PRICE.labels)
         for worker, cost in counts.append_costs().items():
             prices.add_metric([worker], cost.price)
         yield prices

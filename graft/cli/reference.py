@@ -1,5 +1,5 @@
 """`graft reference`: pages of the site that nobody writes. Commands from their parsers, configuration from the schemas,
-the HTTP API from the endpoints.
+the HTTP API from the endpoints, metrics from those who export them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import io
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ import msgspec
 
 from graft.cli.schema import kinds
 from launch.arguments import Parser
+from sglang_ext.engine import metrics as of_workers
+from sglang_ext.exported import Exported
+from shell_router import metrics as of_router
 from shell_router.handlers.endpoints import endpoints
 from shell_router.handlers.openapi import Document, openapi
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="graft reference", description="Write reference pages (Markdown) of commands, files and API.")
+    parser = Parser(
+        prog="graft reference", description="Write reference pages (Markdown) of commands, files, API, metrics."
+    )
     parser.add_argument("folder", type=Path, help="where they go")
     write(parser.parse_args(argv).folder)
     return 0
@@ -30,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {"commands": commands(), "configuration": configuration(), "api": api()}
+    pages = {"commands": commands(), "configuration": configuration(), "api": api(), "metrics": exports()}
     for name, text in pages.items():
         (folder / f"{name}.md").write_text(text)
 
@@ -83,6 +88,27 @@ def api() -> str:
         if "properties" in described:
             pages += [f"### {title}", *_object(described)]
     return "\n\n".join(pages) + "\n"
+
+
+def exports() -> str:
+    """Every metric of the shell router and of the plugin in workers."""
+    pages = ["# Metrics\n\nPrometheus' text at `GET /metrics`, of the shell router and of each worker."]
+    pages += ["## The shell router", _metrics(of_router.exported())]
+    pages += [
+        "## A worker",
+        "SGLang's own (`sglang:...`, with `--enable-metrics`), and what the plugin counts of sessions and drafts. Two "
+        "names are the shell router's as well: select by `job`.",
+        _metrics(of_workers.exported()),
+    ]
+    return "\n\n".join(pages) + "\n"
+
+
+def _metrics(told: Iterable[Exported]) -> str:
+    rows = ["| metric | type | labels | |", "|---|---|---|---|"]
+    for each in told:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        rows.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
+    return "\n".join(rows)
 
 
 def _object(described: Mapping[str, Any], meanings: Mapping[str, str] | None = None) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from sglang_ext.exported import Exported
 from sglang_ext.protocol import DraftCounters, SessionCounters
 from sglang_ext.sessions import SessionTable
 
@@ -29,6 +30,20 @@ _DRAFTS = {
     "drafted": "Tokens that were drafted and verified.",
     "accepted": "Drafted tokens that became an answer's.",
 }
+_SESSIONS_NOW = Exported("graft_sessions", "gauge", "Sessions by state.", ("role", "state"))
+_HELD = Exported("graft_session_held_tokens", "gauge", "Tokens whose KV is held for sessions.", ("role",))
+_WITHOUT = Exported("graft_drafts_without_total", "counter", "Requests decoded without drafts.", ("reason",))
+
+
+def exported() -> Iterator[Exported]:
+    """All of them."""
+    yield _SESSIONS_NOW
+    yield _HELD
+    for name, text in _SESSIONS.items():
+        yield Exported(f"graft_session_{name}_total", "counter", text, ("role",))
+    for name, text in _DRAFTS.items():
+        yield Exported(f"graft_drafts_{name}_total", "counter", text)
+    yield _WITHOUT
 
 
 class _Counters:
@@ -56,14 +71,12 @@ class SessionMetrics:
     def __init__(self, role: str) -> None:
         from prometheus_client import Gauge
 
-        labels = {"role": role}
-        self._counters = _Counters("graft_session", _SESSIONS, labels)
-        self._sessions = Gauge(
-            "graft_sessions", "Sessions by state.", (*labels, "state"), multiprocess_mode="mostrecent"
+        self._counters = _Counters("graft_session", _SESSIONS, {"role": role})
+        self._sessions, held = (
+            Gauge(each.name, each.meaning, each.labels, multiprocess_mode="mostrecent")
+            for each in (_SESSIONS_NOW, _HELD)
         )
-        self._held = Gauge(
-            "graft_session_held_tokens", "Tokens whose KV is held for sessions.", labels, multiprocess_mode="mostrecent"
-        ).labels(**labels)
+        self._held = held.labels(role=role)
         self._role = role
 
     def publish(self, table: SessionTable) -> None:
@@ -82,7 +95,7 @@ class DraftMetrics:
         from prometheus_client import Counter
 
         self._counters = _Counters("graft_drafts", _DRAFTS, {})
-        self._without = Counter("graft_drafts_without", "Requests decoded without drafts.", ["reason"])
+        self._without = Counter(_WITHOUT.name, _WITHOUT.meaning, _WITHOUT.labels)
         self._seen: dict[str, int] = {}
 
     def publish(self, counts: DraftCounters) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shell_router.client.answer import Answer, Told, Usage
-from shell_router.client.asynchronous import AsyncClient, Stream
+from shell_router.client.asynchronous import AsyncClient
 from shell_router.client.errors import ClientError, StreamError
 from shell_router.client.key import KEY_VARIABLE, client_key
+from shell_router.client.stream import Stream
 from shell_router.client.synchronous import Client, SyncStream
 
 __all__ = [

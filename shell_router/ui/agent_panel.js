@@ -1,5 +1,6 @@
 /** One agent in detail: its answer, its prompt with the slots marked, its times and drafts. */
 
+import { AnswerText } from "./answer_text.js";
 import { ApiError, get } from "./api.js";
 import { element, setText } from "./dom.js";
 import { count, percent, seconds } from "./format.js";
@@ -20,7 +21,7 @@ export class AgentPanel {
     this._id = id;
     this._badge = stateBadge();
     this._problem = element("p", { class: "problem", role: "alert", hidden: true });
-    this._answer = new LongText(`Answer of ${id}`);
+    this._answer = new AnswerText(`Answer of ${id}`);
     this._thinking = new LongText(`What ${id} thinks`);
     this._thought = element("details", { hidden: true }, element("summary", {}, "Thinking"), this._thinking.root);
     this._prompt = element("div", {
@@ -64,7 +65,7 @@ export class AgentPanel {
     showState(this._badge, agent.state);
     this._problem.hidden = agent.error === null;
     setText(this._problem, agent.error ?? "");
-    this._answer.set(told.text);
+    this._answer.set(told.text, this._run.over(this._id));
     this._thought.hidden = told.thinking === "";
     this._thinking.set(told.thinking);
     this._show(facts(agent));

@@ -1,6 +1,7 @@
 /** Elements made of data. Texts become text nodes and nothing else: there is no way here from a string to markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
+const MATHML = "http://www.w3.org/1998/Math/MathML";
 
 /** @typedef {Node | string | number | null | undefined | false} Child */
 
@@ -28,6 +29,17 @@ export function drawing(tag, properties = {}, ...children) {
 }
 
 /**
+ * A MathML element.
+ * @param {string} tag
+ * @param {Object<string, any>} [properties]
+ * @param {...Child} children
+ * @returns {Element}
+ */
+export function mathematics(tag, properties = {}, ...children) {
+  return filled(document.createElementNS(MATHML, tag), properties, children);
+}
+
+/**
  * @template {Element} T
  * @param {T} made
  * @param {Object<string, any>} properties
@@ -40,7 +52,7 @@ function filled(made, properties, children) {
     if (name === "on") {
       for (const [event, listener] of Object.entries(value)) made.addEventListener(event, listener);
     } else if (name === "data") {
-      for (const [key, each] of Object.entries(value)) made.setAttribute(`data-${key}`, String(each));
+      for (const [key, each] of Object.entries(value)) if (each !== null) made.setAttribute(`data-${key}`, String(each));
     } else {
       made.setAttribute(name, value === true ? "" : String(value));
     }

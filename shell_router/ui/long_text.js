@@ -1,15 +1,31 @@
-/** A text that grows: white space as it is, and cheap to draw however long it becomes. */
+/** Texts that grow: white space as it is, and cheap to draw however long they become. */
 
 import { element } from "./dom.js";
 
 /** Characters of a block. Those out of sight are neither laid out nor painted (`content-visibility` in the style). */
 const BLOCK = 4000;
 
-export class LongText {
-  /** @param {string} label what a screen reader calls it */
-  constructor(label) {
-    this.root = element("div", { class: "long-text", tabindex: 0, role: "region", "aria-label": label });
-    this._shown = "";
+/** A place that scrolls, and stays at its end while what is in it grows. */
+export class Scroller {
+  /** @param {string} label what a screen reader calls it @param {Element} inside */
+  constructor(label, inside) {
+    this.root = element("div", { class: "long-text", tabindex: 0, role: "region", "aria-label": label }, inside);
+  }
+
+  /** @param {() => void} change of what is in it */
+  grow(change) {
+    // Whether the reader is at the end, and so wants to see what comes.
+    const follows = this.root.scrollTop + this.root.clientHeight >= this.root.scrollHeight - 24;
+    change();
+    if (follows) this.root.scrollTop = this.root.scrollHeight;
+  }
+}
+
+/** A text in blocks. */
+export class TextBlocks {
+  constructor() {
+    this.root = element("div");
+    this.shown = "";
     /** @type {Text | null} */
     this._last = null;
   }
@@ -19,21 +35,13 @@ export class LongText {
    * @param {string} text
    */
   set(text) {
-    if (text === this._shown) return;
-    const follows = this._atEnd();
-    if (!text.startsWith(this._shown)) {
+    if (!text.startsWith(this.shown)) {
       this.root.replaceChildren();
       this._last = null;
-      this._shown = "";
+      this.shown = "";
     }
-    this._add(text.slice(this._shown.length));
-    this._shown = text;
-    if (follows) this.root.scrollTop = this.root.scrollHeight;
-  }
-
-  /** Whether the reader is at the end, and so wants to see what comes. */
-  _atEnd() {
-    return this.root.scrollTop + this.root.clientHeight >= this.root.scrollHeight - 24;
+    this._add(text.slice(this.shown.length));
+    this.shown = text;
   }
 
   /** @param {string} text */
@@ -50,5 +58,20 @@ export class LongText {
       text = text.slice(end);
       if (full !== -1) this._last = null;
     }
+  }
+}
+
+/** A text, as it is. */
+export class LongText {
+  /** @param {string} label what a screen reader calls it */
+  constructor(label) {
+    this._blocks = new TextBlocks();
+    this._scroller = new Scroller(label, this._blocks.root);
+    this.root = this._scroller.root;
+  }
+
+  /** @param {string} text */
+  set(text) {
+    if (text !== this._blocks.shown) this._scroller.grow(() => this._blocks.set(text));
   }
 }

@@ -1,5 +1,6 @@
 /** The page: what the address says is shown. */
 
+import { offerForms } from "./answer_form.js";
 import { AskForm } from "./ask.js";
 import { CompareView } from "./compare.js";
 import { byId, element } from "./dom.js";
@@ -57,6 +58,7 @@ function decode(part) {
 
 byId("skip").addEventListener("click", () => byId("main").focus());
 offerThemes();
+offerForms();
 showForget();
 addEventListener("hashchange", show);
 show();

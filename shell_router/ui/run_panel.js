@@ -1,6 +1,7 @@
 /** One run: its head, its tree, the answer as it comes, one agent in detail, exits, and its timeline. */
 
 import { AgentPanel } from "./agent_panel.js";
+import { AnswerText } from "./answer_text.js";
 import { ApiError, cancelRun, get, save } from "./api.js";
 import { element, notice, setText } from "./dom.js";
 import { ExitsView } from "./exits.js";
@@ -37,7 +38,7 @@ export class RunPanel {
     this._timelineWhole = false;
     this._tree = new TreeView(this.run, (agent) => this._choose(agent));
     this._exits = new ExitsView();
-    this._answer = new LongText("Answer");
+    this._answer = new AnswerText("Answer");
     this._answerTitle = element("h3", {}, "Answer");
     this._thinking = new LongText("Thinking");
     this._thought = element("details", { hidden: true }, element("summary", {}, "Thinking"), this._thinking.root);
@@ -104,6 +105,8 @@ export class RunPanel {
       this._timeline?.root,
     );
     this.run.addEventListener("frame", () => this._update());
+    this._updates = () => this._update();
+    addEventListener("answerschange", this._updates);
     this.run.addEventListener("connection", () => this._connected());
     this._ticks = setInterval(() => this._tick(), TICK_MS);
     this._asks = this._timeline === null ? 0 : setInterval(() => void this._ask(), TIMELINE_MS);
@@ -115,6 +118,7 @@ export class RunPanel {
     this.run.stop();
     this._tree.stop();
     this._timeline?.stop();
+    removeEventListener("answerschange", this._updates);
     clearInterval(this._ticks);
     clearInterval(this._asks);
   }
@@ -140,7 +144,7 @@ export class RunPanel {
     const answering = this.run.answering;
     const answer = this.run.texts.get(answering?.id ?? "") ?? { text: "", thinking: "" };
     setText(this._answerTitle, answering === undefined ? "Answer" : `Answer of ${answering.id}`);
-    this._answer.set(answer.text);
+    this._answer.set(answer.text, this.run.over(answering?.id));
     this._thought.hidden = answer.thinking === "";
     this._thinking.set(answer.thinking);
     this._agent?.update();

@@ -81,6 +81,11 @@ export class WatchedRun extends EventTarget {
     return this.agents.get(this.run?.answered_by ?? "") ?? all[all.length - 1];
   }
 
+  /** Whether an agent's answer has ended.  @param {string | undefined} id */
+  over(id) {
+    return !this.running || (this.agents.get(id ?? "")?.ended_s ?? null) !== null;
+  }
+
   /** @returns {Agent[][]} the agents of each layer, proposers first */
   get layers() {
     /** @type {Agent[][]} */

@@ -120,11 +120,11 @@ async def test_a_stream_that_breaks_off_is_gone_on_with_and_loses_nothing(browse
             assert play.cut() == 1
         hold.set()
         await ended(page)
-        assert await shown.text_content() == long
+        await expect(shown).to_have_text(long)
         # Who comes back later sees the same.
         await page.reload()
         await ended(page)
-        assert await shown.text_content() == long
+        await expect(shown).to_have_text(long)
 
 
 async def test_both_modes_are_compared_one_after_the_other(browser: Browser) -> None:
@@ -261,6 +261,47 @@ async def test_an_answer_of_twenty_thousand_tokens_is_drawn_in_blocks(browser: B
         assert 20 < await shown.locator(".block").count() < 80
         # Who reads above is not taken away from it, and who is at the end stays there.
         assert await shown.evaluate("each => each.scrollTop + each.clientHeight >= each.scrollHeight - 30")
+
+
+MARKDOWN = """## Clips
+
+* in April **48**
+* in May $\\frac{48}{2} = 24$
+
+| month | clips |
+|---|--:|
+| April | 48 |
+
+\\[
+\\boxed{48 + 24 = 72}
+\\]
+
+See [more](https://example.org/clips).
+"""
+
+
+async def test_an_answer_is_formatted_and_may_be_had_as_text(browser: Browser) -> None:
+    async with stage(says("final", MARKDOWN)) as play, opened(browser, f"{play.url}/ui") as page:
+        await ask(page)
+        await ended(page)
+        shown = page.locator(".answer .long-text").last
+        await expect(shown.locator("li")).to_have_count(2)
+        await expect(shown.locator("h5")).to_have_text("Clips")
+        await expect(shown.locator("td").last).to_have_css("text-align", "right")
+        await expect(shown.locator("math")).to_have_count(2)
+        # The browser lays it out: what is divided stands above what divides.
+        above, below = [await shown.locator("mfrac > mn").nth(each).bounding_box() for each in (0, 1)]
+        assert above is not None
+        assert below is not None
+        assert above["y"] + above["height"] <= below["y"] + 1
+        await expect(shown.get_by_role("link")).to_have_attribute("rel", "noopener noreferrer")
+        await page.get_by_label("Answers").select_option("text")
+        await expect(shown).to_have_text(MARKDOWN)
+        await expect(shown.locator("li, math, a")).to_have_count(0)
+        await page.reload()
+        await ended(page)
+        await expect(page.get_by_label("Answers")).to_have_value("text")
+        await expect(shown).to_have_text(MARKDOWN)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

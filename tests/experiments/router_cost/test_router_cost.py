@@ -186,7 +186,7 @@ def test_a_cluster_is_measured_with_its_key_and_its_flush(tmp_path: Path, monkey
         async def make_pairs(self, count: int) -> list[tuple[MeasuredRun, MeasuredRun]]:
             assert self._flush is not None
             await self._flush()
-            seen.append(self._client._session.headers["Authorization"])
+            seen.append(self._client._router._headers["Authorization"])
             run = measured(10.0, [check(0, 1.0, 1.02)], router=0.1, assessor=0.2)
             return [(run, run)] * count
 

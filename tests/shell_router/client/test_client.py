@@ -166,6 +166,28 @@ async def test_a_stream_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyP
     assert asked == 6
 
 
+async def test_feedback_is_in_the_record_and_what_is_no_score_is_refused() -> None:
+    held = Held()
+    async with client_of(FakeEngine(gate=held)) as client:
+        run = await client.begin("why?", tree="t")
+        await held.wait_for(1)
+        with pytest.raises(ClientError, match="has not ended"):
+            await client.feedback(run.id, 1.0)
+        await client.cancel(run.id)
+    async with client_of(FakeEngine()) as client:
+        answer = await client.ask("why?", tree="t")
+        await client.feedback(answer.run_id, 0.75)
+        await client.feedback(answer.run_id, 0.0, "p1")
+        record = await client.record(answer.run_id)
+        assert [(each.agent, each.score) for each in record.feedback] == [("root", 0.75), ("p1", 0.0)]
+        with pytest.raises(ClientError, match=r"HTTP 400: Expected .* at `\$.score`"):
+            await client.feedback(answer.run_id, 1.5)
+        with pytest.raises(ClientError, match="no answer of an agent 'nobody'") as unknown:
+            await client.feedback(answer.run_id, 1.0, "nobody")
+        assert unknown.value.param == "agent"
+        assert (await client.record(answer.run_id)).feedback == record.feedback
+
+
 async def test_refusals_have_status_code_and_field() -> None:
     async with client_of(FakeEngine()) as client:
         with pytest.raises(ClientError, match=r"HTTP 404: .*\(model_not_found\)") as unknown:
@@ -215,6 +237,18 @@ async def test_nobody_at_the_address() -> None:
             await client.ask("why?", tree="t")
 
 
+def test_the_blocking_client_does_all_that_the_other_does() -> None:
+    theirs = {name for name in dir(AsyncClient) if not name.startswith("_")}
+    assert {name for name in dir(Client) if not name.startswith("_")} == theirs
+    assert Client.runs.__doc__ == AsyncClient.runs.__doc__
+
+
+async def test_a_client_that_asked_nothing_is_closed() -> None:
+    async with AsyncClient("http://127.0.0.1:1/v1/") as client:
+        assert client.url == "http://127.0.0.1:1"
+    Client(client.url).close()
+
+
 @pytest.fixture
 def blocking() -> Iterator[Client]:
     with Router(FakeEngine()) as url, Client(url) as client:
@@ -235,6 +269,9 @@ def test_without_an_event_loop(blocking: Client) -> None:
     assert blocking.agent(begun.id, "root").text == answer.text
     assert blocking.timeline(begun.id).run == begun.id
     assert blocking.workers() == ()
+    blocking.feedback(answer.run_id, 1.0)
+    assert [each.score for each in blocking.record(answer.run_id).feedback] == [1.0]
+    assert "graft_runs_total" in blocking.metrics()
     assert blocking.cancel(answer.run_id).state == "done"
     with pytest.raises(ClientError, match="model_not_found"):
         blocking.ask("why?", tree="x")
