@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -99,3 +100,13 @@ def _whole(text: str, least: int) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
     return number
+
+
+def check_out(parser: argparse.ArgumentParser, out: Path | None) -> None:
+    """End the process, as argparse does, where `--out` names no file that could be written."""
+    if out is None:
+        return
+    if not out.parent.is_dir():
+        parser.error(f"--out: there is no folder {out.parent}")
+    if out.is_dir():
+        parser.error(f"--out: {out} is a folder")

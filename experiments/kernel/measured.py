@@ -94,11 +94,7 @@ def check_pair_arguments(parser: argparse.ArgumentParser, arguments: argparse.Na
         parser.error("--router-url, --prefill-url and --decode-url go together")
     if arguments.token_range[0] >= arguments.token_range[1]:
         parser.error("--token-range must be two ids, the smaller one first")
-    if arguments.out is not None:
-        if not arguments.out.parent.is_dir():
-            parser.error(f"--out: there is no folder {arguments.out.parent}")
-        if arguments.out.is_dir():
-            parser.error(f"--out: {arguments.out} is a folder")
+    kinds.check_out(parser, arguments.out)
 
 
 def pair_of(arguments: argparse.Namespace, folder: Path, small_tokens: int = SMALL_TOKENS) -> StartPair:

@@ -357,7 +357,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
     check_pair_arguments(parser, arguments)
-    for mode in ("on_prefill", "on_decode"):
+    for mode in stats.REST:
         if mode in arguments.modes and arguments.part not in ("ttft", "scaling"):
             parser.error(f"--modes: {mode} is of the parts ttft, scaling")
     if "paying" in arguments.modes and arguments.part not in LAYER_PARTS:

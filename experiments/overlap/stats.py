@@ -22,7 +22,9 @@ is under way. on_prefill, on_decode: incremental, and what little is left at the
 that has been quicker; of prompts only. paying: incremental, and an append is sent only when it is worth what it costs;
 of runs only."""
 RUN_MODES: tuple[Mode, ...] = get_args(Mode)
-SESSIONS: tuple[Mode, ...] = ("incremental", "on_prefill", "on_decode")
+REST: Mapping[Mode, bool] = {"on_prefill": False, "on_decode": True}
+"""Of prompts only: whether decode computes what little is left at the commit. Other modes leave that to the router."""
+SESSIONS: tuple[Mode, ...] = ("incremental", *REST)
 """Over sessions, written from outside."""
 MODES = RUN_MODES[:3]
 """Where appends are not a plan's own."""

@@ -51,8 +51,6 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 RESEND_BOUNDS: dict[str, float] = {"idle": 1.1, "busy_decode": 0.7, "pressure": 0.3}
 BLOCKING_BOUND = 0.2
 SCALING_BOUND = 2.5
-_REST: dict[Mode, bool] = {"on_prefill": False, "on_decode": True}
-"""Whether decode computes what little is left; other modes leave that to the router."""
 VALUES = ("ttft_s", "bytes_before_commit", "bytes_after_commit", "recomputed_tokens", "hidden_prefill_fraction")
 """What a sample tells."""
 COMPARED = ("ttft_s", "bytes_after_commit")
@@ -122,7 +120,7 @@ class Bench:
             transport=stats.transport_of(named.mode),
             answer=parameters.answer,
             max_prompt_tokens=length,
-            rest=_REST.get(named.mode),
+            rest=stats.REST.get(named.mode),
         )
         ids = self._tokens(length)
         sent = 0 if named.mode == "blocking" else length - parameters.tail

@@ -153,9 +153,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--runs-dir", type=Path, default=Path("runs"), help="where the workers' logs go (default: runs)"
     )
     arguments = parser.parse_args(argv)
-    if arguments.out is not None:
-        if not arguments.out.parent.is_dir():
-            parser.error(f"--out: there is no folder {arguments.out.parent}")
-        if arguments.out.is_dir():
-            parser.error(f"--out: {arguments.out} is a folder")
+    kinds.check_out(parser, arguments.out)
     return arguments

@@ -127,11 +127,7 @@ def _check_optimising(parser: kinds.Parser, arguments: argparse.Namespace) -> No
     for name in _OPTIMISING:
         if not arguments.optimise and getattr(arguments, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes with --optimise")
-    if arguments.out is not None:
-        if not arguments.out.parent.is_dir():
-            parser.error(f"--out: there is no folder {arguments.out.parent}")
-        if arguments.out.is_dir():
-            parser.error(f"--out: {arguments.out} is a folder")
+    kinds.check_out(parser, arguments.out)
 
 
 def _wish(arguments: argparse.Namespace) -> Wish:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from launch.gpu.cards import Card, CardTable
 from launch.gpu.place import Placement
 
 _HEAD = ("GPU", "worker", "weights", "KV", "KV tokens", "other", "share", "flags")
-_LEFT = {0, 1, 7}
-"""Columns of text; the others are numbers."""
+_NUMBERS = range(2, 7)
+"""Columns of numbers; the others are text."""
 
 
 def plan_table(placements: Iterable[Placement], table: CardTable) -> str:
@@ -20,7 +20,7 @@ def plan_table(placements: Iterable[Placement], table: CardTable) -> str:
         on_card = [one for one in placed if card.index in one.cards]
         rows.append((_described(card, on_card),))
         rows.extend(_row(card, one) for one in on_card)
-    return _lined_up(rows)
+    return lined_up(rows, _NUMBERS)
 
 
 def cards_table(table: CardTable) -> str:
@@ -62,17 +62,17 @@ def _row(card: Card, one: Placement) -> Sequence[str]:
     )
 
 
-def _lined_up(rows: Sequence[Sequence[str]]) -> str:
-    """Columns under each other; a row of one cell is a heading over the whole width."""
-    full = [row for row in rows if len(row) > 1]
-    widths = [max(len(row[column]) for row in full) for column in range(len(_HEAD))]
+def lined_up(rows: Sequence[Sequence[str]], numbers: Container[int]) -> str:
+    """Columns under each other, those of `numbers` from the right; a row of one cell is a heading over the whole
+    width."""
+    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
     lines = []
     for row in rows:
         if len(row) == 1:
             lines.append(row[0])
             continue
         cells = [
-            cell.ljust(width) if column in _LEFT else cell.rjust(width)
+            cell.rjust(width) if column in numbers else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())

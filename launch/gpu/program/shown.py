@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from launch.gpu.demand import EMBEDDING_PATH
 from launch.gpu.place import Placement
 from launch.gpu.program.optimum import Optimum
 from launch.gpu.program.problem import Balance
+from launch.gpu.table import lined_up
 
 _ESTIMATED = "estimated (roofline: published FLOPS and bandwidth; no real worker is as fast)"
 _UNIT = {"makespan": "s", "cost": "card-seconds"}
@@ -78,7 +79,7 @@ def _assumed(optimum: Optimum) -> str:
         rows.append((one.name, one.model, f"{one.requests:g}", f"{one.prompt_tokens:,}", f"{one.answer_tokens:,}"))
     return (
         f"seconds {costs}\n{wish.batch} answers are decoded side by side; a question has {wish.question_tokens} "
-        f"tokens, an answer all that its agent may write\n\n{_aligned(rows, (2, 3, 4))}"
+        f"tokens, an answer all that its agent may write\n\n{lined_up(rows, (2, 3, 4))}"
     )
 
 
@@ -100,7 +101,7 @@ def _loads(optimum: Optimum) -> str:
     unit = _UNIT[optimum.wish.objective]
     ratio = f", {before / after:.2f} times less" if after and before / after > 1.005 else ""
     told = f"{optimum.wish.objective}: {before:.2f} {unit} a run as planned, {after:.2f} optimised{ratio}"
-    return f"{_aligned(rows, (0, 1, 3))}\n{told}"
+    return f"{lined_up(rows, (0, 1, 3))}\n{told}"
 
 
 def _shares(optimum: Optimum) -> str:
@@ -113,7 +114,7 @@ def _shares(optimum: Optimum) -> str:
             if task.kind == kind:
                 told.setdefault(_told(optimum, best, t), []).append(task.name)
         rows += [(kind, shares, "all" if len(told) == 1 else "; ".join(names)) for shares, names in told.items()]
-    return _aligned(rows, ())
+    return lined_up(rows, ())
 
 
 def _told(optimum: Optimum, one: Balance, task: int) -> str:
@@ -139,15 +140,3 @@ def _workers(optimum: Optimum, one: Balance, card: int) -> str:
         for place in on_card
     )
     return ", ".join(names) or "-"
-
-
-def _aligned(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
